@@ -1,0 +1,47 @@
+//! The fetch protocol: how a pager asks a page server for pages over a stream (TCP, or a Unix socket on one host).
+//!
+//! ```text
+//!   pager (client)                                    page server
+//!     │ preamble {magic, major, minor}                     │
+//!     │ HELLO {image, capabilities, ticket}                │
+//!     ├───────────────────────────────────────────────────▶│
+//!     │                     preamble {magic, major, minor} │
+//!     │           WELCOME {image, frames, limits} or REFUSED {reason, text}; then the connection ends
+//!     │◀───────────────────────────────────────────────────┤
+//!     │                                                    │
+//!     │ REQUEST {tag, class, ranges…}                      │   several may be under way; the server answers
+//!     ├───────────────────────────────────────────────────▶│   demand before bulk, so answers overtake each other
+//!     │   PAGES {tag, run, encoding} payload, … , last     │   the runs of one answer, in any order of frames;
+//!     │◀───────────────────────────────────────────────────┤   LAST marks the final one
+//!     │   or ERROR {tag, code, text}                       │   the request failed, the session goes on
+//!     │◀───────────────────────────────────────────────────┤
+//!     │ PING ◀─▶ PONG        GOODBYE {reason} ◀─▶          │   from either side
+//! ```
+//!
+//! **Framing.** Every message is a 16-byte [`wire::Header`] with the length of the body behind it. Integers are little-endian.
+//! A PAGES body is a 16-byte run followed by the payload, so a receiver can install pages straight from its buffer.
+//!
+//! **Versions.** Both sides open with an 8-byte preamble whose layout never changes. Peers must agree on the major version: the
+//! server answers a strange one with its own preamble and closes, so that each side can name both versions. A higher minor
+//! version only adds capabilities, which are used when HELLO offers and WELCOME accepts them.
+//!
+//! **Roles and bounds.** The client bounds its outstanding requests by the limits in WELCOME; a server ends a session that
+//! exceeds them. Frames beyond the image are an ERROR; frames without data (zero, free) come back as runs of zeros without
+//! a payload.
+//!
+//! **The local lane.** On a Unix socket a client that offers [`Capabilities::LOCAL`] may get an IMAGE message after WELCOME: the
+//! image's extents, with its files attached as read-only descriptors (`SCM_RIGHTS`), so that it can read pages itself.
+
+mod codec;
+mod error;
+mod local;
+mod message;
+pub mod wire;
+
+pub use codec::{MAX_MESSAGE, decode, decode_preamble};
+pub use error::FetchError;
+pub use local::LocalImage;
+pub use message::{
+    Capabilities, Class, Encoding, ErrorCode, GoodbyeReason, Hello, Limits, MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT,
+    MAX_TICKET, Message, PageRun, Preamble, Refusal, Request, Tag, VERSION, Version, Welcome,
+};

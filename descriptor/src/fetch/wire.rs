@@ -1,0 +1,170 @@
+//! The bytes of the fetch protocol: fixed-width little-endian structures without padding.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The first bytes of each direction, the same in every version.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Preamble {
+    /// [`Preamble::MAGIC`].
+    pub magic: [u8; 4],
+    /// Peers must agree on it.
+    pub major: U16,
+    /// Tells of additions.
+    pub minor: U16,
+}
+
+impl Preamble {
+    /// "SnowFlock fetch".
+    pub const MAGIC: [u8; 4] = *b"SFfe";
+}
+
+/// What precedes every body.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Header {
+    /// The kind of message, see [`kind`].
+    pub kind: u8,
+    /// Flags of this kind of message, see [`flag`]; others are zero.
+    pub flags: u8,
+    /// Zero.
+    pub reserved: U16,
+    /// The length of the body in bytes.
+    pub length: U32,
+    /// The request that the message belongs to; zero where there is none.
+    pub tag: U64,
+}
+
+/// Kinds of message.
+pub mod kind {
+    #![allow(missing_docs)]
+    pub const HELLO: u8 = 1;
+    pub const WELCOME: u8 = 2;
+    pub const REFUSED: u8 = 3;
+    pub const REQUEST: u8 = 4;
+    pub const PAGES: u8 = 5;
+    pub const ERROR: u8 = 6;
+    pub const PING: u8 = 7;
+    pub const PONG: u8 = 8;
+    pub const GOODBYE: u8 = 9;
+    pub const IMAGE: u8 = 10;
+}
+
+/// Flags in a header.
+pub mod flag {
+    /// In REQUEST: nobody waits for these pages.
+    pub const BULK: u8 = 1;
+    /// In PAGES: no further run belongs to this request.
+    pub const LAST: u8 = 1;
+}
+
+/// The fixed part of HELLO; the ticket follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Hello {
+    /// The image that the client wants pages of.
+    pub image: [u8; 16],
+    /// What the client can do, bits of [`super::Capabilities`].
+    pub capabilities: U32,
+    /// The length of the ticket in bytes.
+    pub ticket_length: U16,
+    /// Zero.
+    pub reserved: U16,
+}
+
+/// WELCOME.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Welcome {
+    /// The image that is served.
+    pub image: [u8; 16],
+    /// The frames of the image, one more than its highest.
+    pub frames: U64,
+    /// The capabilities of HELLO that the server takes up.
+    pub capabilities: U32,
+    /// Requests without a complete answer that the client may have.
+    pub max_requests: U32,
+    /// Pages that the client may have asked for and not yet got.
+    pub max_pages: U32,
+    /// Milliseconds of silence after which the server ends the session.
+    pub idle_timeout_ms: U32,
+}
+
+/// The fixed part of REFUSED, ERROR and GOODBYE; UTF-8 text for people follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Reason {
+    /// The reason, by kind of message.
+    pub code: U16,
+    /// Zero.
+    pub reserved: U16,
+}
+
+/// A range in REQUEST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Range {
+    /// The first frame.
+    pub gfn: U64,
+    /// The number of frames.
+    pub pages: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+
+/// The fixed part of PAGES; the payload follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Run {
+    /// The first frame.
+    pub gfn: U64,
+    /// The number of frames.
+    pub pages: U32,
+    /// How the payload is encoded, see [`super::Encoding`].
+    pub encoding: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// The fixed part of IMAGE; [`Extent`]s follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Image {
+    /// Files attached, in the order of their indices.
+    pub files: U16,
+    /// Zero.
+    pub reserved: U16,
+    /// Extents that follow.
+    pub extents: U32,
+}
+
+/// An extent in IMAGE.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Extent {
+    /// The first frame.
+    pub gfn: U64,
+    /// The number of frames.
+    pub pages: U64,
+    /// The offset of the first page in bytes.
+    pub offset: U64,
+    /// The distance between pages in bytes.
+    pub stride: U32,
+    /// The index of the file.
+    pub file: U16,
+    /// Zero.
+    pub reserved: U16,
+}
+
+const _: () = {
+    assert!(size_of::<Preamble>() == 8);
+    assert!(size_of::<Header>() == 16);
+    assert!(size_of::<Hello>() == 24);
+    assert!(size_of::<Welcome>() == 40);
+    assert!(size_of::<Reason>() == 4);
+    assert!(size_of::<Range>() == 16);
+    assert!(size_of::<Run>() == 16);
+    assert!(size_of::<Image>() == 8);
+    assert!(size_of::<Extent>() == 32);
+};

@@ -1,0 +1,11 @@
+//! Where the pages of an image lie.
+//!
+//! An image is served in place, from the very files that a hypervisor wrote. An [`ExtentTable`] leads from frames to bytes
+//! in those files: a raw memory file is one extent; in a streamed snapshot every page follows a few bytes of header, which an
+//! extent's *stride* covers, so that a run of such pages is one extent too.
+
+mod extent;
+mod index;
+
+pub use extent::{Extent, ExtentError, ExtentTable, ExtentTableBuilder, Span};
+pub use index::{ImageFile, ImageIndex};

@@ -1,0 +1,22 @@
+//! The vocabulary of SnowFlock, which every other part speaks.
+//!
+//! - [`frame`]: guest frame numbers, page counts, ranges and sets of frames;
+//! - [`memory`]: the memory map, regions of guest memory with names;
+//! - [`vm`]: the descriptor of a VM, what a clone needs to begin;
+//! - [`image`]: where the pages of an image lie in its files ([`image::ExtentTable`]);
+//! - [`fetch`]: the protocol by which a pager asks a page server for pages, as a codec without I/O.
+//!
+//! What this crate deliberately does not do: it maps no memory, opens no network socket, and contains no unsafe code.
+//! Page bytes are somebody else's burden; here are only the numbers that name them.
+#![forbid(unsafe_code)]
+
+pub mod fetch;
+pub mod frame;
+pub mod image;
+mod image_id;
+pub mod memory;
+pub mod vm;
+
+pub use frame::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
+pub use image_id::ImageId;
+pub use vm::Descriptor;

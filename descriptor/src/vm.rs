@@ -1,0 +1,65 @@
+//! The descriptor of a VM: what a clone needs to begin.
+
+use crate::memory::MemoryMap;
+use crate::{FrameRange, FrameSet, ImageId};
+
+/// A condensed VM image: everything that a clone needs before its first instruction, and where to get the rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// What was captured, when, and how.
+    pub identity: Identity,
+    /// The regions of guest memory.
+    pub memory: MemoryMap,
+    /// The hypervisor's own records of vCPUs and devices, in the order in which it wants them.
+    pub records: Vec<HypervisorRecord>,
+    /// Frames that must be there before the first instruction.
+    pub eager: FrameSet,
+    /// Frames that hold nothing but zeros.
+    pub zero: FrameSet,
+    /// Frames whose contents do not matter, because the guest's allocator holds them free.
+    pub free: FrameSet,
+    /// Frames in the order in which they are best fetched ahead of need.
+    pub prefetch: Vec<FrameRange>,
+    /// Page servers of the image: `tcp://HOST:PORT` or `unix:PATH`.
+    pub servers: Vec<String>,
+}
+
+/// What was captured, when, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The image that the frames belong to.
+    pub image: ImageId,
+    /// The parent's name, for people.
+    pub parent: String,
+    /// What the parent ran on.
+    pub hypervisor: Hypervisor,
+    /// The hypervisor's version, such as `10.0.2`; empty where there is none.
+    pub hypervisor_version: String,
+    /// The hypervisor's name of the machine type, such as `pc-i440fx-7.2`; empty where there is none.
+    pub machine: String,
+    /// When the image was captured, in nanoseconds since 1970.
+    pub captured_unix_ns: u64,
+    /// How long the parent stood still, in microseconds, where it ran at all.
+    pub pause_us: Option<u64>,
+}
+
+/// What a parent ran on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Hypervisor {
+    /// None that the descriptor knows: plain memory.
+    Raw = 0,
+    /// QEMU.
+    Qemu = 1,
+    /// Xen.
+    Xen = 2,
+}
+
+/// One of the hypervisor's own records, kept to the byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HypervisorRecord {
+    /// The hypervisor's or importer's name of the record, such as `device-state`.
+    pub name: String,
+    /// The bytes.
+    pub data: Vec<u8>,
+}

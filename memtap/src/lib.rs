@@ -1,0 +1,3 @@
+//! The pager of one clone: takes its page faults from a fault port, fetches the pages, installs them.
+
+pub mod port;
