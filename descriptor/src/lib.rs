@@ -10,6 +10,7 @@
 //! Page bytes are somebody else's burden; here are only the numbers that name them.
 #![forbid(unsafe_code)]
 
+mod endpoint;
 pub mod fetch;
 pub mod frame;
 pub mod image;
@@ -17,6 +18,7 @@ mod image_id;
 pub mod memory;
 pub mod vm;
 
+pub use endpoint::{Endpoint, ParseEndpointError};
 pub use frame::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 pub use image_id::ImageId;
 pub use vm::Descriptor;

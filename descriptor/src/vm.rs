@@ -1,7 +1,7 @@
 //! The descriptor of a VM: what a clone needs to begin.
 
 use crate::memory::MemoryMap;
-use crate::{FrameRange, FrameSet, ImageId};
+use crate::{Endpoint, FrameRange, FrameSet, ImageId};
 
 /// A condensed VM image: everything that a clone needs before its first instruction, and where to get the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub struct Descriptor {
     pub free: FrameSet,
     /// Frames in the order in which they are best fetched ahead of need.
     pub prefetch: Vec<FrameRange>,
-    /// Page servers of the image: `tcp://HOST:PORT` or `unix:PATH`.
-    pub servers: Vec<String>,
+    /// Page servers of the image, the preferred one first.
+    pub servers: Vec<Endpoint>,
 }
 
 /// What was captured, when, and how.

@@ -129,7 +129,7 @@ mod tests {
         let set = FrameSet::from_ranges(universe, [range(3, 1), range(300, 700)]);
         assert_eq!(set.encode(), [3, 1, 0xa8, 2, 0xbc, 5]);
         assert_eq!(FrameSet::full(universe).encode(), [0, 0xe8, 7]);
-        assert_eq!(FrameSet::empty(universe).encode(), []);
+        assert!(FrameSet::empty(universe).encode().is_empty());
     }
 
     #[test]
