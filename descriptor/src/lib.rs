@@ -4,6 +4,7 @@
 //! - [`memory`]: the memory map, regions of guest memory with names;
 //! - [`vm`]: the descriptor of a VM, what a clone needs to begin;
 //! - [`image`]: where the pages of an image lie in its files ([`image::ExtentTable`]);
+//! - [`import`]: how the hypervisors' own formats become descriptors and image indexes;
 //! - [`fetch`]: the protocol by which a pager asks a page server for pages, as a codec without I/O.
 //!
 //! What this crate deliberately does not do: it maps no memory, opens no network socket, and contains no unsafe code.
@@ -15,6 +16,7 @@ pub mod fetch;
 pub mod frame;
 pub mod image;
 mod image_id;
+pub mod import;
 pub mod memory;
 pub mod vm;
 

@@ -1,0 +1,84 @@
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+/// A file that holds a migration stream, or something like it.
+pub trait Source {
+    /// The length in bytes.
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` with the bytes at `offset`.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the source ends before.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The first piece within `range` that is not a hole; `None` when all of it is one. A hole reads as zeros, but not all
+    /// zeros need to be holes.
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    fn data_within(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>>;
+}
+
+impl Source for File {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn data_within(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        match rustix::fs::seek(self, SeekFrom::Data(range.start)) {
+            Ok(start) if start < range.end => {
+                let end = rustix::fs::seek(self, SeekFrom::Hole(start))?;
+                Ok(Some(start..end.min(range.end)))
+            }
+            // ENXIO: no data up to the end of the file.
+            Ok(_) | Err(Errno::NXIO) => Ok(None),
+            // A file system that knows no holes.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(range)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Bytes in memory, in which every page of zeros at a multiple of 4096 is a hole.
+impl Source for [u8] {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let bytes = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)?.get(..buffer.len()));
+        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn data_within(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        const HOLE: u64 = 4096;
+        let end = range.end.min(self.len() as u64);
+        let is_data = |page: u64| {
+            let bytes = self.get((page * HOLE) as usize..).unwrap_or_default();
+            bytes.iter().take(HOLE as usize).any(|byte| *byte != 0)
+        };
+        let pages = range.start / HOLE..end.div_ceil(HOLE);
+        let Some(first) = pages.clone().find(|page| is_data(*page)) else {
+            return Ok(None);
+        };
+        let last = (first..pages.end).find(|page| !is_data(*page)).unwrap_or(pages.end);
+        Ok(Some((first * HOLE).max(range.start)..(last * HOLE).min(end)))
+    }
+}
