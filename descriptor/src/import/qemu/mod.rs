@@ -1,5 +1,15 @@
 //! QEMU, unmodified.
 //!
 //! - [`stream`]: a saved migration stream, read without its pages;
+//! - [`Layout`]: its RAM blocks as regions of frames, and where their pages lie;
+//! - [`import`]: both for files, which become a descriptor and an image index;
+//! - [`CloneState`]: what the descriptor holds for the source of a clone's migration.
 
+mod files;
+mod layout;
+pub mod record;
 pub mod stream;
+
+pub use files::{ImportError, Origin, RamFile, SavedFiles, import};
+pub use layout::{ExternalBlock, Layout, LayoutError};
+pub use record::CloneState;

@@ -1,5 +1,6 @@
 use super::cursor::Cursor;
 use super::pages::PageLog;
+use super::source::data_pages;
 use super::{Source, StreamError};
 use crate::{PAGE_SIZE, PageCount};
 
@@ -85,16 +86,10 @@ impl Mapped {
         log: &mut PageLog,
         block: u16,
     ) -> Result<(), StreamError> {
-        let end = self.pages + self.size.bytes();
-        let mut from = self.pages;
-        while from < end {
-            let read = |source| StreamError::Read { field: "mapped-ram pages", offset: from, source };
-            let Some(data) = cursor.source().data_within(from..end).map_err(read)? else { break };
-            let first = (data.start.max(from) - self.pages) / PAGE_SIZE;
-            let last = (data.end.min(end) - self.pages).div_ceil(PAGE_SIZE);
-            let count = PageCount::new(last.saturating_sub(first).max(1));
+        for run in data_pages(cursor.source(), self.pages, self.size) {
+            let read = |source| StreamError::Read { field: "mapped-ram pages", offset: self.pages, source };
+            let (first, count) = run.map_err(read)?;
             log.run(block, first, count, self.pages + first * PAGE_SIZE)?;
-            from = self.pages + (first + count.get()) * PAGE_SIZE;
         }
         Ok(())
     }

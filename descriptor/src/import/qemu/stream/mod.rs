@@ -38,6 +38,7 @@ mod tests;
 pub use error::StreamError;
 pub use pages::{PagePlace, PageRun};
 pub use source::Source;
+pub(crate) use source::data_pages;
 
 use crate::PageCount;
 

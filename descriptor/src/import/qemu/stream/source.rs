@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use crate::{PAGE_SIZE, PageCount};
+
 /// A file that holds a migration stream, or something like it.
 pub trait Source {
     /// The length in bytes.
@@ -26,6 +28,34 @@ pub trait Source {
     /// # Errors
     /// When it cannot be found out.
     fn data_within(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>>;
+}
+
+/// The pages of an area of `size` pages from byte `start` on that are not holes, as runs of (number of the first page in the
+/// area, how many). A page counts when any byte of it does.
+pub(crate) fn data_pages<S: Source + ?Sized>(
+    source: &S,
+    start: u64,
+    size: PageCount,
+) -> impl Iterator<Item = io::Result<(u64, PageCount)>> + '_ {
+    let end = start.saturating_add(size.bytes());
+    let mut from = start;
+    std::iter::from_fn(move || {
+        if from >= end {
+            return None;
+        }
+        let data = match source.data_within(from..end) {
+            Ok(data) => data?,
+            Err(error) => {
+                from = end;
+                return Some(Err(error));
+            }
+        };
+        // At least one page, so that the iteration ends whatever the source answers.
+        let first = (data.start.clamp(from, end - 1) - start) / PAGE_SIZE;
+        let last = (data.end.min(end).saturating_sub(start)).div_ceil(PAGE_SIZE).max(first + 1);
+        from = start + last * PAGE_SIZE;
+        Some(Ok((first, PageCount::new(last - first))))
+    })
 }
 
 impl Source for File {
@@ -56,7 +86,7 @@ impl Source for File {
 }
 
 /// Bytes in memory, in which every page of zeros at a multiple of 4096 is a hole.
-impl Source for [u8] {
+impl Source for &[u8] {
     fn length(&self) -> io::Result<u64> {
         Ok(self.len() as u64)
     }
@@ -68,17 +98,16 @@ impl Source for [u8] {
     }
 
     fn data_within(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
-        const HOLE: u64 = 4096;
         let end = range.end.min(self.len() as u64);
         let is_data = |page: u64| {
-            let bytes = self.get((page * HOLE) as usize..).unwrap_or_default();
-            bytes.iter().take(HOLE as usize).any(|byte| *byte != 0)
+            let bytes = self.get((page * PAGE_SIZE) as usize..).unwrap_or_default();
+            bytes.iter().take(PAGE_SIZE as usize).any(|byte| *byte != 0)
         };
-        let pages = range.start / HOLE..end.div_ceil(HOLE);
+        let pages = range.start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
         let Some(first) = pages.clone().find(|page| is_data(*page)) else {
             return Ok(None);
         };
         let last = (first..pages.end).find(|page| !is_data(*page)).unwrap_or(pages.end);
-        Ok(Some((first * HOLE).max(range.start)..(last * HOLE).min(end)))
+        Ok(Some((first * PAGE_SIZE).max(range.start)..(last * PAGE_SIZE).min(end)))
     }
 }

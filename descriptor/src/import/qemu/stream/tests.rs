@@ -5,7 +5,7 @@ use super::{BlockPages, PagePlace, PageRun, Stream, StreamError};
 use crate::PageCount;
 
 fn parse(bytes: &[u8]) -> Result<Stream, StreamError> {
-    Stream::parse(bytes)
+    Stream::parse(&bytes)
 }
 
 fn refused(stream: StreamBuilder) -> StreamError {

@@ -1,0 +1,275 @@
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+
+use super::record::records;
+use super::stream::{BlockPages, Stream, StreamError};
+use super::{ExternalBlock, Layout, LayoutError};
+use crate::image::{ExtentTable, ImageFile, ImageIndex, Span};
+use crate::vm::{Hypervisor, Identity};
+use crate::{Descriptor, FrameRange, FrameSet, Gfn, ImageId, PAGE_SIZE, PageCount};
+
+/// The files of a capture.
+#[derive(Clone, Debug)]
+pub struct SavedFiles {
+    /// The migration stream.
+    pub stream: PathBuf,
+    /// The files behind the RAM blocks that `x-ignore-shared` left out of it.
+    pub ram: Vec<RamFile>,
+}
+
+/// A file behind a RAM block.
+#[derive(Clone, Debug)]
+pub struct RamFile {
+    /// The block; `None` for the only one that the stream leaves out.
+    pub block: Option<String>,
+    /// The file.
+    pub path: PathBuf,
+    /// The offset in bytes of the block in the file.
+    pub offset: u64,
+}
+
+/// What the stream does not say of the capture.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The name of the new image.
+    pub image: ImageId,
+    /// The parent's name, for people.
+    pub parent: String,
+    /// QEMU's version, such as `10.0.2`; empty where it is not known.
+    pub version: String,
+    /// When the parent stood still.
+    pub captured: SystemTime,
+    /// For how long; `None` where it did not run.
+    pub pause: Option<Duration>,
+}
+
+/// A capture that cannot be imported.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// A file could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The stream is malformed, or cannot be forked from.
+    #[error("{path} cannot be imported")]
+    Stream {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: StreamError,
+    },
+    /// The stream makes no image.
+    #[error("{path} makes no image")]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: LayoutError,
+    },
+    /// Two files for one block.
+    #[error("{path} is a second file for RAM block {block:?}")]
+    TwoFiles {
+        /// The block.
+        block: String,
+        /// The second file.
+        path: PathBuf,
+    },
+    /// A RAM file that belongs to no block, or to one of several.
+    #[error("the stream leaves {blocks} RAM blocks out: {path} must be the file behind one of them, as BLOCK=FILE")]
+    WhichBlock {
+        /// The file.
+        path: PathBuf,
+        /// How many blocks the stream leaves out.
+        blocks: usize,
+    },
+}
+
+/// Makes a descriptor and an image index of a capture, whose files stay where they are. In the index their paths are relative
+/// to `base`, the folder that it will lie in, where they lie below it.
+///
+/// # Errors
+/// When a file cannot be read or makes no image.
+pub fn import(files: &SavedFiles, origin: Origin, base: &Path) -> Result<(Descriptor, ImageIndex), ImportError> {
+    let path = files.stream.clone();
+    let file = open(&path)?;
+    let parsed = Stream::parse(&file);
+    let stream = parsed.map_err(|source| ImportError::Stream { path: path.clone(), source })?;
+    let mut opened = vec![Opened { length: stream.length, path: path.clone(), file }];
+    for ram in &files.ram {
+        let file = open(&ram.path)?;
+        let metadata = file.metadata().map_err(|source| ImportError::Read { path: ram.path.clone(), source })?;
+        opened.push(Opened { length: metadata.len(), path: ram.path.clone(), file });
+    }
+    let mut external: Vec<ExternalBlock<'_>> = Vec::with_capacity(files.ram.len());
+    for (index, ram) in files.ram.iter().enumerate() {
+        let block = ram.block.clone().map_or_else(|| only_external_block(&stream, &ram.path), Ok)?;
+        if external.iter().any(|given| given.block == block) {
+            return Err(ImportError::TwoFiles { block, path: ram.path.clone() });
+        }
+        let (source, file) = (&opened[index + 1].file, (index + 1) as u16);
+        external.push(ExternalBlock { block, source, file, offset: ram.offset });
+    }
+    let lengths: Vec<u64> = opened.iter().map(|file| file.length).collect();
+    let layout = Layout::new(&stream, &external, &lengths);
+    let layout = layout.map_err(|source| ImportError::Layout { path, source })?;
+    drop(external);
+    let mut zero = layout.holes;
+    zero.union_with(&zero_pages(&layout.extents, &layout.unscanned, &opened)?);
+    let image_file = |file: Opened| ImageFile { path: relative(&file.path, base), length: file.length };
+    let index = ImageIndex {
+        image: origin.image,
+        memory: layout.memory.clone(),
+        files: opened.into_iter().map(image_file).collect(),
+        extents: layout.extents,
+        zero: zero.clone(),
+    };
+    let empty = || FrameSet::empty(layout.memory.universe());
+    let descriptor = Descriptor {
+        identity: identity(&stream, origin),
+        eager: empty(),
+        zero,
+        free: empty(),
+        prefetch: Vec::new(),
+        servers: Vec::new(),
+        records: records(stream),
+        memory: layout.memory,
+    };
+    Ok((descriptor, index))
+}
+
+struct Opened {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+fn open(path: &Path) -> Result<File, ImportError> {
+    File::open(path).map_err(|source| ImportError::Read { path: path.to_owned(), source })
+}
+
+/// The block that a file backs which was given without a name.
+fn only_external_block(stream: &Stream, path: &Path) -> Result<String, ImportError> {
+    let mut external = stream.blocks.iter().filter(|block| block.pages == BlockPages::External);
+    match (external.next(), external.count()) {
+        (Some(only), 0) => Ok(only.name.clone()),
+        (first, more) => {
+            Err(ImportError::WhichBlock { path: path.to_owned(), blocks: more + usize::from(first.is_some()) })
+        }
+    }
+}
+
+/// The frames of `unscanned` whose pages hold nothing but zeros.
+fn zero_pages(extents: &ExtentTable, unscanned: &FrameSet, files: &[Opened]) -> Result<FrameSet, ImportError> {
+    /// How much is read at once.
+    const CHUNK: PageCount = PageCount::new(64);
+    const ZERO: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+    let mut zero = FrameSet::empty(unscanned.universe());
+    let mut buffer = vec![0; CHUNK.bytes() as usize];
+    for run in unscanned.runs().flat_map(|run| run.chunks(CHUNK)) {
+        for span in extents.spans(run) {
+            let Span::Stored(extent) = span else { continue };
+            let Some(opened) = files.get(usize::from(extent.file)) else { continue };
+            let mut read = |start: Gfn, count: PageCount| {
+                let buffer = &mut buffer[..count.bytes() as usize];
+                let read = opened.file.read_exact_at(buffer, extent.offset_of(start));
+                read.map_err(|source| ImportError::Read { path: opened.path.clone(), source })?;
+                let pages = buffer.chunks_exact(PAGE_SIZE as usize).zip(FrameRange::new(start, count).frames());
+                pages.filter(|(page, _)| *page == ZERO).for_each(|(_, gfn)| _ = zero.insert(gfn));
+                Ok(())
+            };
+            if extent.is_contiguous() {
+                read(extent.frames.start(), extent.frames.count())?;
+            } else {
+                extent.frames.frames().try_for_each(|gfn| read(gfn, PageCount::ONE))?;
+            }
+        }
+    }
+    Ok(zero)
+}
+
+fn identity(stream: &Stream, origin: Origin) -> Identity {
+    let since_1970 = origin.captured.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Identity {
+        image: origin.image,
+        parent: origin.parent,
+        hypervisor: Hypervisor::Qemu,
+        hypervisor_version: origin.version,
+        machine: stream.machine.clone(),
+        captured_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
+        pause_us: origin.pause.map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// `path` as seen from `base` where it lies below it, or else as an absolute path.
+fn relative(path: &Path, base: &Path) -> PathBuf {
+    let absolute = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
+    match (absolute(path), absolute(base)) {
+        (Ok(path), Ok(base)) => path.strip_prefix(&base).map(Path::to_owned).unwrap_or(path),
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::qemu::CloneState;
+    use crate::import::qemu::stream::testing::{DEVICES, StreamBuilder, sample};
+
+    fn origin() -> Origin {
+        Origin {
+            image: ImageId::from_bytes([7; 16]),
+            parent: "parent".into(),
+            version: "7.2.22".into(),
+            captured: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
+            pause: Some(Duration::from_micros(6100)),
+        }
+    }
+
+    fn frames(start: u64, count: u64) -> FrameRange {
+        FrameRange::new(Gfn::new(start), PageCount::new(count))
+    }
+
+    #[test]
+    fn a_stream_becomes_a_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("parent.qemu");
+        std::fs::write(&path, sample()).unwrap();
+        let files = SavedFiles { stream: path, ram: vec![] };
+        let (descriptor, index) = import(&files, origin(), folder.path()).unwrap();
+        assert_eq!(index.files, [ImageFile { path: "parent.qemu".into(), length: sample().len() as u64 }]);
+        assert_eq!((index.image, &index.memory), (descriptor.identity.image, &descriptor.memory));
+        assert_eq!(descriptor.zero.runs().collect::<Vec<_>>(), [frames(2, 3), frames(6, 2)]);
+        assert_eq!(descriptor.identity.captured_unix_ns, 5_000_000_000);
+        assert_eq!(descriptor.identity.pause_us, Some(6100));
+        let state = CloneState::of(&descriptor).unwrap();
+        assert_eq!((state.machine, state.ram_section_id), ("pc-i440fx-7.2", 2));
+        assert_eq!(state.device_state, DEVICES);
+        assert!(state.configuration.starts_with(b"\x05\x1econfiguration/target-page-bits"));
+    }
+
+    #[test]
+    fn ram_files_are_scanned_for_zeros() {
+        let folder = tempfile::tempdir().unwrap();
+        let stream = StreamBuilder::new(&["x-ignore-shared"]).ram_start(3).block("pc.ram", 3).be64(0);
+        let path = folder.path().join("state");
+        std::fs::write(&path, stream.end_of_section().devices().bytes).unwrap();
+        let ram = RamFile { block: None, path: folder.path().join("ram"), offset: 0 };
+        std::fs::write(&ram.path, [[1; 4096], [0; 4096], [2; 4096]].as_flattened()).unwrap();
+        let files = SavedFiles { stream: path, ram: vec![ram.clone()] };
+        let (descriptor, index) = import(&files, origin(), folder.path()).unwrap();
+        assert_eq!(descriptor.zero.runs().collect::<Vec<_>>(), [frames(1, 1)]);
+        assert_eq!(index.extents.extents().len(), 1);
+        let files = SavedFiles { ram: vec![ram.clone(), ram], ..files };
+        assert!(matches!(import(&files, origin(), folder.path()), Err(ImportError::TwoFiles { .. })));
+    }
+}
