@@ -177,12 +177,12 @@ impl FrameSet {
 
     /// The first member at or above `from`.
     pub fn first_member_from(&self, from: Gfn) -> Option<Gfn> {
-        self.find(from, true)
+        self.find(from, self.bounds().end(), true)
     }
 
     /// The first frame of the universe at or above `from` that is no member.
     pub fn first_gap_from(&self, from: Gfn) -> Option<Gfn> {
-        self.find(from, false)
+        self.find(from, self.bounds().end(), false)
     }
 
     /// The number of members within `range`.
@@ -194,18 +194,20 @@ impl FrameSet {
         let end = range.intersection(self.bounds()).end();
         let mut from = range.start();
         std::iter::from_fn(move || {
-            let start = self.find(from, member).filter(|start| *start < end)?;
-            from = self.find(start, !member).unwrap_or(end).min(end);
+            let start = self.find(from, end, member)?;
+            from = self.find(start, end, !member).unwrap_or(end);
             Some(FrameRange::between(start, from))
         })
     }
 
-    fn find(&self, from: Gfn, member: bool) -> Option<Gfn> {
+    /// The first frame from `from` up to `end`, which lies within the universe, that is or is not a member.
+    fn find(&self, from: Gfn, end: Gfn, member: bool) -> Option<Gfn> {
         let mut bit = bit_of(from);
-        for (index, chunk) in self.chunks.iter().enumerate().skip(chunk_of(from)) {
+        let chunks = end.index().div_ceil(CHUNK) as usize;
+        for (index, chunk) in self.chunks.iter().enumerate().take(chunks).skip(chunk_of(from)) {
             if let Some(found) = chunk.find(bit, member) {
                 let found = index as u64 * CHUNK + found as u64;
-                return (found < self.universe.get()).then(|| Gfn::new(found));
+                return (found < end.index()).then(|| Gfn::new(found));
             }
             bit = 0;
         }
