@@ -5,6 +5,7 @@
 //! - [`vm`]: the descriptor of a VM, what a clone needs to begin;
 //! - [`image`]: where the pages of an image lie in its files ([`image::ExtentTable`]);
 //! - [`import`]: how the hypervisors' own formats become descriptors and image indexes;
+//! - [`mod@file`]: the files that hold a descriptor or an image's index;
 //! - [`fetch`]: the protocol by which a pager asks a page server for pages, as a codec without I/O.
 //!
 //! What this crate deliberately does not do: it maps no memory, opens no network socket, and contains no unsafe code.
@@ -13,14 +14,16 @@
 
 mod endpoint;
 pub mod fetch;
+pub mod file;
 pub mod frame;
 pub mod image;
 mod image_id;
 pub mod import;
+mod leb128;
 pub mod memory;
 pub mod vm;
 
 pub use endpoint::{Endpoint, ParseEndpointError};
-pub use frame::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
+pub use frame::{FrameRange, FrameSet, FrameSetError, Gfn, PAGE_SIZE, PageCount};
 pub use image_id::ImageId;
 pub use vm::Descriptor;

@@ -168,6 +168,18 @@ impl MemoryMap {
         self.regions.iter().map(|region| region.frames.count()).sum()
     }
 
+    /// True when every frame of `range` exists.
+    pub fn covers(&self, range: FrameRange) -> bool {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let Some(region) = self.region_of(rest.start()) else {
+                return false;
+            };
+            rest = FrameRange::between(region.frames.end().min(rest.end()), rest.end());
+        }
+        true
+    }
+
     /// The region that holds `gfn`.
     pub fn region_of(&self, gfn: Gfn) -> Option<&Region> {
         let index = self.regions.partition_point(|region| region.frames.end() <= gfn);
@@ -237,6 +249,11 @@ mod tests {
         assert_eq!(map.region_of(Gfn::new(612)), None);
         assert_eq!(map.region_named("high"), map.region_of(Gfn::new(600)));
         assert_eq!(map.present().count(), PageCount::new(110));
+        let range = |start, count| FrameRange::new(Gfn::new(start), PageCount::new(count));
+        assert!(map.covers(range(0, 10)) && map.covers(range(520, 92)) && map.covers(range(11, 0)));
+        assert!(!map.covers(range(0, 11)) && !map.covers(range(10, 1)) && !map.covers(range(520, 93)));
+        let adjacent = MemoryMap::new(vec![region("a", 0, 10), region("b", 10, 10)]).unwrap();
+        assert!(adjacent.covers(range(5, 10)) && !adjacent.covers(range(5, 16)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The descriptor of a VM: what a clone needs to begin.
 
+use std::fmt;
+
 use crate::memory::MemoryMap;
 use crate::{Endpoint, FrameRange, FrameSet, ImageId};
 
@@ -53,6 +55,23 @@ pub enum Hypervisor {
     Qemu = 1,
     /// Xen.
     Xen = 2,
+}
+
+impl Hypervisor {
+    /// The hypervisor with this number in files.
+    pub fn from_number(number: u16) -> Option<Self> {
+        [Hypervisor::Raw, Hypervisor::Qemu, Hypervisor::Xen].into_iter().find(|known| *known as u16 == number)
+    }
+}
+
+impl fmt::Display for Hypervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hypervisor::Raw => "raw",
+            Hypervisor::Qemu => "qemu",
+            Hypervisor::Xen => "xen",
+        })
+    }
 }
 
 /// One of the hypervisor's own records, kept to the byte.

@@ -6,6 +6,7 @@
 use thiserror::Error;
 
 use super::{FrameRange, FrameSet, Gfn, PageCount};
+use crate::leb128::{NumberError, push_number, take_number};
 
 /// An encoded frame set that cannot be decoded; offsets count from its first byte.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl FrameSet {
         let mut offset = 0;
         let mut in_run = false;
         while offset < bytes.len() {
-            let (length, size) = take_number(&bytes[offset..], offset)?;
+            let (length, size) = take_length(bytes, offset)?;
             if length == 0 && offset > 0 {
                 return Err(FrameSetError::EmptyRun { offset });
             }
@@ -88,29 +89,11 @@ impl FrameSet {
     }
 }
 
-fn push_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-/// The number at the head of `bytes`, which lie at `offset` of the encoding, and its size in bytes.
-fn take_number(bytes: &[u8], offset: usize) -> Result<(u64, usize), FrameSetError> {
-    let mut number = 0u64;
-    for (index, byte) in bytes.iter().enumerate() {
-        let shift = 7 * index as u32;
-        let part = u64::from(byte & 0x7f);
-        if shift > 63 || (part << shift) >> shift != part || (index > 0 && *byte == 0) {
-            return Err(FrameSetError::Overlong { offset });
-        }
-        number |= part << shift;
-        if byte & 0x80 == 0 {
-            return Ok((number, index + 1));
-        }
-    }
-    Err(FrameSetError::Truncated { offset })
+fn take_length(bytes: &[u8], offset: usize) -> Result<(u64, usize), FrameSetError> {
+    take_number(bytes.get(offset..).unwrap_or_default()).map_err(|error| match error {
+        NumberError::Truncated => FrameSetError::Truncated { offset },
+        NumberError::Overlong => FrameSetError::Overlong { offset },
+    })
 }
 
 #[cfg(test)]

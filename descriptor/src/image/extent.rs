@@ -99,8 +99,18 @@ impl ExtentTable {
     /// # Errors
     /// When an extent is empty, out of order, or does not lie in its file as a whole.
     pub fn new(extents: Vec<Extent>, file_lengths: &[u64]) -> Result<Self, ExtentError> {
+        let table = Self { extents };
+        table.check(file_lengths)?;
+        Ok(table)
+    }
+
+    /// Checks the table against files of these lengths in bytes.
+    ///
+    /// # Errors
+    /// As [`ExtentTable::new`].
+    pub fn check(&self, file_lengths: &[u64]) -> Result<(), ExtentError> {
         let mut end = Gfn::new(0);
-        for extent in &extents {
+        for extent in &self.extents {
             let (gfn, file, stride) = (extent.frames.start(), extent.file, extent.stride);
             if extent.frames.is_empty() {
                 return Err(ExtentError::Empty(gfn));
@@ -119,7 +129,7 @@ impl ExtentTable {
             }
             end = extent.frames.end();
         }
-        Ok(Self { extents })
+        Ok(())
     }
 
     /// The extents in ascending order.
