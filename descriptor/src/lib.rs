@@ -21,9 +21,11 @@ mod image_id;
 pub mod import;
 mod leb128;
 pub mod memory;
+mod report;
 pub mod vm;
 
 pub use endpoint::{Endpoint, ParseEndpointError};
 pub use frame::{FrameRange, FrameSet, FrameSetError, Gfn, PAGE_SIZE, PageCount};
 pub use image_id::ImageId;
+pub use report::Report;
 pub use vm::Descriptor;

@@ -13,7 +13,7 @@ use crate::{FrameRange, FrameSetError, ParseEndpointError};
 #[non_exhaustive]
 pub enum FileError {
     /// The operating system refused.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
+    #[error("cannot {action} {path}", path = path.display())]
     Io {
         /// What was to be done.
         action: &'static str,
@@ -26,7 +26,7 @@ pub enum FileError {
     #[error("{path} is not a regular file", path = .0.display())]
     NotRegular(PathBuf),
     /// The bytes are no such file.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("cannot use {path}", path = path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum FileError {
         source: FormatError,
     },
     /// What was to be written breaks the rules of the format.
-    #[error("{path} is not written: {source}", path = path.display())]
+    #[error("{path} is not written", path = path.display())]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -218,7 +218,7 @@ pub enum FormatError {
         count: u64,
     },
     /// A frame set that cannot be decoded.
-    #[error("section {section}: {source}")]
+    #[error("section {section} holds no frame set of this memory map")]
     FrameSet {
         /// The section.
         section: SectionKind,
@@ -226,7 +226,7 @@ pub enum FormatError {
         source: FrameSetError,
     },
     /// An endpoint that is none.
-    #[error("section {section}, byte {offset}: {source}")]
+    #[error("section {section} has no endpoint at byte {offset}")]
     Endpoint {
         /// The section.
         section: SectionKind,
@@ -236,10 +236,10 @@ pub enum FormatError {
         source: ParseEndpointError,
     },
     /// Regions that make no memory map.
-    #[error("section memory: {0}")]
+    #[error("section memory holds no memory map")]
     Memory(#[from] MemoryMapError),
     /// Extents that make no table.
-    #[error("section extents: {0}")]
+    #[error("section extents holds no extent table")]
     Extents(#[from] ExtentError),
     /// Well-formed sections that do not fit together.
     #[error(transparent)]

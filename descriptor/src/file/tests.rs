@@ -10,7 +10,7 @@ use super::*;
 use crate::image::{Extent, ExtentError, ExtentTable, ImageFile, ImageIndex};
 use crate::memory::{MemoryMap, MemoryMapError, PageSize, Region, RegionKind};
 use crate::vm::{Hypervisor, HypervisorRecord, Identity};
-use crate::{Descriptor, Endpoint, FrameRange, FrameSet, Gfn, ImageId, PageCount};
+use crate::{Descriptor, Endpoint, FrameRange, FrameSet, Gfn, ImageId, PageCount, Report};
 
 const IMAGE: ImageId = ImageId::from_bytes(*b"0123456789abcdef");
 
@@ -318,10 +318,10 @@ fn files_are_replaced_as_a_whole() {
     assert_eq!(ImageIndex::read(&second).unwrap(), index());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
 
-    let error = Descriptor::read(&second).unwrap_err().to_string();
+    let error = Report(&Descriptor::read(&second).unwrap_err()).to_string();
     assert!(error.contains("x.snowidx") && error.contains("an image index"), "{error}");
-    let error = descriptor().write(&folder.path().join("none/x.snow")).unwrap_err().to_string();
-    assert!(error.contains("none"), "{error}");
+    let error = Report(&descriptor().write(&folder.path().join("none/x.snow")).unwrap_err()).to_string();
+    assert!(error.contains("none") && error.contains("No such file"), "{error}");
     assert!(matches!(Descriptor::read(folder.path()), Err(FileError::NotRegular(_))));
     assert!(matches!(Descriptor::read(Path::new("/dev/zero")), Err(FileError::NotRegular(_))));
 }
