@@ -14,7 +14,7 @@ pub struct Report<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)?;
+        write!(f, "{}", self.0)?;
         let mut error = self.0;
         while let Some(source) = error.source() {
             write!(f, ": {source}")?;
