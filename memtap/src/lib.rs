@@ -1,4 +1,13 @@
 //! The pager of one clone: takes its page faults from a fault port, fetches the pages, installs them.
+//!
+//! - [`pager`]: the core, a state machine without I/O: which pages to ask for, which to install, whom to let go on;
+//! - [`port`]: where faults come from and pages go: a userfaultfd, handed over by a VMM or our own;
+//! - [`source`]: where pages come from: a page server, or the image's own files on the same host;
+//! - [`guest`]: whose memory it is, as something that ends and that can be stopped.
+//!
+//! What this crate deliberately does not do: it serves no page, and knows no `memserver` but by the fetch protocol.
 
+pub mod guest;
 pub mod pager;
 pub mod port;
+pub mod source;

@@ -3,6 +3,7 @@
 //! A port knows one hypervisor or kernel interface and nothing else: it never fetches a page, and where pages come from
 //! never shows here. Which pages go where and when is decided by the pager's core; a port only reports and obeys.
 
+pub mod firecracker;
 pub mod uffd;
 
 use std::os::fd::BorrowedFd;
