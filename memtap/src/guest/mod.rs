@@ -27,6 +27,9 @@ pub trait Guest {
     /// What becomes readable when the guest is gone, for ports whose own descriptor does not tell.
     fn watch(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Takes note that every page is there which the guest needs before its first instruction.
+    fn ready(&mut self);
+
     /// Stops the guest so that it can be looked at, and perhaps go on one day.
     ///
     /// # Errors

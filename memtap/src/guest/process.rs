@@ -36,6 +36,9 @@ impl Guest for ProcessGuest {
         Some(self.pidfd.as_fd())
     }
 
+    /// A VMM that handed its memory over runs already, and faults on what it needs.
+    fn ready(&mut self) {}
+
     fn pause(&mut self) -> Result<(), GuestError> {
         self.signal(Signal::STOP, "SIGSTOP")
     }

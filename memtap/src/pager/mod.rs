@@ -313,6 +313,14 @@ impl Pager {
         self.fail_on(result);
     }
 
+    /// Fetches what no fault has asked for in this way from now on.
+    pub fn set_hydrate(&mut self, now: Duration, hydrate: Hydrate) {
+        self.pace = Pace::new(hydrate, now);
+        if self.needs_zeros && hydrate != Hydrate::Off {
+            self.zero_sweep.get_or_insert(Gfn::new(0));
+        }
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> &PagerStats {
         &self.stats

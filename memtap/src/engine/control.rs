@@ -1,0 +1,72 @@
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use rustix::event::EventfdFlags;
+
+use super::outcome::StopReason;
+use crate::pager::Hydrate;
+use crate::stats::Status;
+
+/// Commands that may wait for the data plane, which takes them between two installations: more than a handful means that
+/// nobody reads the answers.
+const QUEUE: usize = 32;
+
+/// What an engine can be told from other threads.
+pub enum Command {
+    /// Say how things are.
+    Status(SyncSender<Status>),
+    /// Fetch the rest in this way from now on.
+    Hydrate(Hydrate),
+    /// Stop; the guest is failed by policy unless it is complete.
+    Stop(StopReason),
+}
+
+/// The engine's end of its control channel.
+pub struct Control {
+    wake: Arc<OwnedFd>,
+    commands: Receiver<Command>,
+}
+
+/// The other end, for any thread.
+#[derive(Clone)]
+pub struct ControlHandle {
+    wake: Arc<OwnedFd>,
+    commands: SyncSender<Command>,
+}
+
+/// Both ends of a new channel.
+///
+/// # Errors
+/// When the process has no descriptor left.
+pub fn control() -> std::io::Result<(Control, ControlHandle)> {
+    let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let (sender, receiver) = sync_channel(QUEUE);
+    Ok((Control { wake: Arc::clone(&wake), commands: receiver }, ControlHandle { wake, commands: sender }))
+}
+
+impl ControlHandle {
+    /// Hands a command over; false when the engine has ended or has too many of them.
+    pub fn send(&self, command: Command) -> bool {
+        let sent = match self.commands.try_send(command) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        };
+        // Fails only when the counter is full, and then the engine is about to wake up.
+        let _full = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        sent
+    }
+}
+
+impl Control {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// The next command, once [`Control::fd`] was found readable.
+    pub(super) fn next(&self) -> Option<Command> {
+        // Reading resets the counter; what is sent from now on sets it again.
+        let _empty = rustix::io::read(&*self.wake, &mut [0u8; 8]);
+        self.commands.try_recv().ok()
+    }
+}

@@ -1,0 +1,136 @@
+//! What a pager tells of itself: on its admin socket, and in the file of `--stats` at its end.
+
+use std::time::Duration;
+
+use descriptor::ImageId;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::pager::{Hydrate, Latency, Pager, PagerStats, Progress};
+
+/// How things are with one clone.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The image that it is a clone of.
+    pub image: ImageId,
+    /// In words: `connecting`, `running`, `holding`, or how it ended.
+    pub state: String,
+    /// Why, where something is wrong; the last trouble with the source otherwise.
+    pub reason: Option<String>,
+    /// Seconds since the pager began.
+    pub uptime_s: f64,
+    /// The page source.
+    pub source: SourceStatus,
+    /// The hydration policy in words: `off`, `now`, or pages per second.
+    pub hydrate: String,
+    /// How much of the image is there.
+    pub progress: Progress,
+    /// Counters of the pager.
+    pub pager: PagerStats,
+    /// How long faults took, from the port's report to the installed page.
+    pub latency: LatencyStatus,
+}
+
+/// The page source.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SourceStatus {
+    /// The server that is asked.
+    pub endpoint: String,
+    /// A session is open.
+    pub connected: bool,
+    /// Pages come from the image's own files.
+    pub local: bool,
+    /// Bytes of pages received through sockets, as they were on the wire.
+    pub bytes_received: u64,
+}
+
+/// Fault latencies by how the page was got.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct LatencyStatus {
+    /// The page had to be asked for.
+    pub demand: Percentiles,
+    /// The page was on its way already.
+    pub covered: Percentiles,
+    /// Zeros sufficed, without a fetch.
+    pub local: Percentiles,
+}
+
+/// A distribution of times in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Percentiles {
+    /// How many were measured.
+    pub count: u64,
+    /// Half took no longer.
+    pub p50_us: f64,
+    /// 90 % took no longer.
+    pub p90_us: f64,
+    /// 99 % took no longer.
+    pub p99_us: f64,
+    /// The longest.
+    pub max_us: f64,
+}
+
+impl Status {
+    /// The status of a pager that has not begun.
+    pub fn new(image: ImageId, pager: &Pager) -> Self {
+        Self {
+            image,
+            state: "connecting".into(),
+            reason: None,
+            uptime_s: 0.0,
+            source: SourceStatus::default(),
+            hydrate: String::new(),
+            progress: pager.progress(),
+            pager: *pager.stats(),
+            latency: LatencyStatus::default(),
+        }
+    }
+
+    /// The same with what the pager says now.
+    pub(crate) fn with_pager(self, pager: &Pager, hydrate: Hydrate, now: Duration) -> Self {
+        Self {
+            uptime_s: now.as_secs_f64(),
+            hydrate: hydrate_text(hydrate),
+            progress: pager.progress(),
+            pager: *pager.stats(),
+            latency: LatencyStatus::from(pager.latency()),
+            ..self
+        }
+    }
+}
+
+impl Percentiles {
+    /// Of a histogram in nanoseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        if histogram.is_empty() {
+            return Self::default();
+        }
+        let us = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
+        let quantile = |quantile| us(histogram.value_at_quantile(quantile));
+        Self {
+            count: histogram.len(),
+            p50_us: quantile(0.5),
+            p90_us: quantile(0.9),
+            p99_us: quantile(0.99),
+            max_us: us(histogram.max()),
+        }
+    }
+}
+
+impl From<&Latency> for LatencyStatus {
+    fn from(latency: &Latency) -> Self {
+        Self {
+            demand: Percentiles::of(&latency.demand),
+            covered: Percentiles::of(&latency.covered),
+            local: Percentiles::of(&latency.local),
+        }
+    }
+}
+
+fn hydrate_text(hydrate: Hydrate) -> String {
+    match hydrate {
+        Hydrate::Off => "off".into(),
+        Hydrate::Now => "now".into(),
+        Hydrate::Rate(rate) => format!("{rate} pages/s"),
+    }
+}
