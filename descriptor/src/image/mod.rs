@@ -1,4 +1,4 @@
-//! Where the pages of an image lie.
+//! Where the pages of an image lie, and reading them from there.
 //!
 //! An image is served in place, from the very files that a hypervisor wrote. An [`ExtentTable`] leads from frames to bytes
 //! in those files: a raw memory file is one extent; in a streamed snapshot every page follows a few bytes of header, which an
@@ -6,6 +6,13 @@
 
 mod extent;
 mod index;
+mod reader;
+mod scan;
+pub(crate) mod sparse;
+mod zero;
 
 pub use extent::{Extent, ExtentError, ExtentTable, ExtentTableBuilder, Span};
 pub use index::{ImageFile, ImageIndex};
+pub use reader::{ImageError, ImageReader};
+pub use scan::zero_frames;
+pub use zero::is_zero;
