@@ -3,9 +3,6 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
 use crate::{PAGE_SIZE, PageCount};
 
 /// A file that holds a migration stream, or something like it.
@@ -68,20 +65,7 @@ impl Source for File {
     }
 
     fn data_within(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
-        if range.is_empty() {
-            return Ok(None);
-        }
-        match rustix::fs::seek(self, SeekFrom::Data(range.start)) {
-            Ok(start) if start < range.end => {
-                let end = rustix::fs::seek(self, SeekFrom::Hole(start))?;
-                Ok(Some(start..end.min(range.end)))
-            }
-            // ENXIO: no data up to the end of the file.
-            Ok(_) | Err(Errno::NXIO) => Ok(None),
-            // A file system that knows no holes.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(range)),
-            Err(error) => Err(error.into()),
-        }
+        crate::image::sparse::data_within(self, range)
     }
 }
 
