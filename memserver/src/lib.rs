@@ -1,1 +1,28 @@
 //! The page server: serves the memory image of a forked VM to the pagers of its clones.
+//!
+//! - [`session`] and [`schedule`] are pure: one decides what a client may do, the other what is sent next. They deal in
+//!   frames; page bytes never pass through them.
+//! - [`image`] keeps the images mapped; the kernel sends from the mapping, the program does not read it.
+//! - `ring` is the shell around them, one thread with one io_uring; `control` the admin and metrics sockets, on tokio-uring.
+//! - [`Server`] starts the threads and stops them; [`cli`] is the `memserver` command.
+//!
+//! What this crate deliberately does not do: it never writes to an image, knows nothing of guests or hypervisors, and keeps
+//! no page but in the page cache.
+
+pub mod cli;
+mod config;
+mod control;
+pub mod image;
+mod listen;
+mod ring;
+pub mod schedule;
+mod server;
+pub mod session;
+mod shared;
+pub mod stats;
+mod sys;
+
+pub use config::{Compress, ServeConfig};
+pub use control::{ClassStatus, ImageStatus, RingStatus, SessionStatus, Status, client};
+pub use ring::{Features, RingFeatures};
+pub use server::{ServeError, Server};

@@ -1,0 +1,71 @@
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use descriptor::Endpoint;
+use descriptor::fetch::Capabilities;
+
+use crate::image::Preload;
+use crate::ring::RingFeatures;
+use crate::session::SessionConfig;
+
+/// Everything that a server can be told when it starts.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Index files of the images to serve; more can be added later.
+    pub images: Vec<PathBuf>,
+    /// Where to listen, one endpoint at least.
+    pub listen: Vec<Endpoint>,
+    /// Threads, each with a ring of its own.
+    pub threads: NonZeroUsize,
+    /// Connections at one time; those beyond are refused as [`descriptor::fetch::Refusal::Busy`].
+    pub max_sessions: NonZeroUsize,
+    /// What sessions keep to.
+    pub session: SessionConfig,
+    /// When pages are compressed.
+    pub compress: Compress,
+    /// What happens to an image's files at the start.
+    pub preload: Preload,
+    /// What to use of io_uring.
+    pub ring_features: RingFeatures,
+    /// The path of the admin socket.
+    pub admin: Option<PathBuf>,
+    /// Where to serve metrics over HTTP; on the loopback interface only.
+    pub metrics: Option<SocketAddr>,
+    /// How long sessions may go on when the server is about to stop.
+    pub drain_grace: Duration,
+}
+
+/// When pages are compressed for a client that can decompress them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compress {
+    /// Bulk for clients on other hosts, as long as it shrinks.
+    Auto,
+    /// Never.
+    Off,
+    /// Whatever shrinks.
+    Always,
+}
+
+impl ServeConfig {
+    /// A server of these images at these endpoints, the rest as it comes.
+    pub fn new(images: Vec<PathBuf>, listen: Vec<Endpoint>) -> Self {
+        let capabilities = Capabilities::LOCAL.union(Capabilities::LZ4);
+        Self {
+            images,
+            listen,
+            threads: NonZeroUsize::MIN,
+            // Each costs some kilobytes, and a descriptor where the kernel has no direct ones.
+            max_sessions: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
+            session: SessionConfig { capabilities, ..SessionConfig::default() },
+            compress: Compress::Auto,
+            preload: Preload::Populate,
+            ring_features: RingFeatures::Auto,
+            admin: None,
+            metrics: None,
+            drain_grace: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The admin socket: one JSON object per line in, one per line out.
+//!
+//! ```text
+//! {"cmd":"status"}                       {"ok":true,"status":{…}}
+//! {"cmd":"images"}                       {"ok":true,"images":[…]}
+//! {"cmd":"sessions"}                     {"ok":true,"sessions":[…]}
+//! {"cmd":"add","path":"/x/parent.snowidx"}   {"ok":true,"image":"00112233…"}
+//! {"cmd":"drop","image":"00112233…"}     {"ok":true}
+//! {"cmd":"drain","grace_ms":1000}        {"ok":true}
+//!                                        {"ok":false,"error":"…"}
+//! ```
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use descriptor::ImageId;
+use serde::{Deserialize, Serialize};
+use tokio_uring::net::UnixStream;
+
+use super::status::{self, ImageStatus, SessionStatus, Status};
+use super::{PATIENCE, Settings};
+use crate::server::add_image;
+use crate::shared::Shared;
+
+/// The longest command: a path and some.
+const MAX_LINE: usize = 16 << 10;
+
+/// A command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Command {
+    /// Tell everything.
+    Status,
+    /// List the images.
+    Images,
+    /// List the sessions.
+    Sessions,
+    /// Put an image into service.
+    Add {
+        /// Its index file, as the server sees it.
+        path: PathBuf,
+    },
+    /// Take an image out of service.
+    Drop {
+        /// Its name.
+        image: ImageId,
+    },
+    /// Stop.
+    Drain {
+        /// How long sessions may go on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grace_ms: Option<u64>,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reply {
+    /// The command was carried out.
+    pub ok: bool,
+    /// Why it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// To `status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// To `images`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<ImageStatus>>,
+    /// To `sessions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<Vec<SessionStatus>>,
+    /// To `add`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageId>,
+}
+
+/// Answers the commands of one connection until it ends, or is silent for too long.
+pub(super) async fn serve(stream: UnixStream, shared: Arc<Shared>, settings: Settings) -> io::Result<()> {
+    let mut line = Vec::new();
+    loop {
+        let Ok((result, chunk)) = tokio::time::timeout(PATIENCE, stream.read(Vec::with_capacity(4096))).await else {
+            return Ok(());
+        };
+        if result? == 0 {
+            return Ok(());
+        }
+        line.extend_from_slice(&chunk);
+        while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+            let rest = line.split_off(end + 1);
+            let reply = answer(&line, &shared, settings).await;
+            line = rest;
+            let mut bytes = serde_json::to_vec(&reply)?;
+            bytes.push(b'\n');
+            let Ok((result, _)) = tokio::time::timeout(PATIENCE, stream.write_all(bytes)).await else {
+                return Ok(());
+            };
+            result?;
+        }
+        if line.len() > MAX_LINE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a command without end"));
+        }
+    }
+}
+
+async fn answer(line: &[u8], shared: &Arc<Shared>, settings: Settings) -> Reply {
+    let command = match serde_json::from_slice(line) {
+        Ok(command) => command,
+        Err(error) => return Reply::failed(&format!("no command: {error}")),
+    };
+    let done = Reply { ok: true, ..Reply::default() };
+    match command {
+        Command::Status => Reply { status: Some(Status::of(shared)), ..done },
+        Command::Images => Reply { images: Some(status::images(shared)), ..done },
+        Command::Sessions => Reply { sessions: Some(Status::of(shared).sessions), ..done },
+        Command::Add { path } => {
+            let shared = Arc::clone(shared);
+            let added = tokio::task::spawn_blocking(move || add_image(&shared, &path, settings.preload)).await;
+            match added {
+                Ok(Ok(image)) => Reply { image: Some(image), ..done },
+                Ok(Err(error)) => Reply::failed(&descriptor::Report(&error).to_string()),
+                Err(error) => Reply::failed(&error.to_string()),
+            }
+        }
+        Command::Drop { image } => match shared.drop_image(image) {
+            Ok(()) => done,
+            Err(error) => Reply::failed(&error.to_string()),
+        },
+        Command::Drain { grace_ms } => {
+            shared.drain(grace_ms.map_or(settings.grace, Duration::from_millis));
+            done
+        }
+    }
+}
+
+impl Reply {
+    fn failed(error: &str) -> Self {
+        Self { error: Some(error.to_owned()), ..Self::default() }
+    }
+}

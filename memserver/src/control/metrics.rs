@@ -1,0 +1,194 @@
+//! Metrics for Prometheus, over HTTP.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio_uring::net::TcpStream;
+
+use crate::shared::Shared;
+use crate::stats::{ABORTS, CLASSES, ClassStats, ENCODINGS, HistogramSnapshot, REFUSALS, RingStats, class_index};
+
+/// The longest head of a request; scrapers send a few hundred bytes.
+const MAX_REQUEST: usize = 8 << 10;
+
+const MAX_HEADERS: usize = 64;
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers scrapes.
+pub(super) struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let mut registry = Registry::with_prefix("memserver");
+        registry.register_collector(Box::new(Counters(shared)));
+        Self { registry }
+    }
+
+    /// Answers one request.
+    pub(super) async fn serve(&self, stream: &TcpStream) -> io::Result<()> {
+        let mut head = Vec::new();
+        let response = loop {
+            let (result, chunk) = stream.read(Vec::with_capacity(2048)).await;
+            if result? == 0 {
+                return Ok(());
+            }
+            head.extend_from_slice(&chunk);
+            if let Some(response) = self.respond(&head) {
+                break response;
+            }
+            if head.len() > MAX_REQUEST {
+                break plain("431 Request Header Fields Too Large", "the request is too long\n");
+            }
+        };
+        stream.write_all(response.into_bytes()).await.0?;
+        stream.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// The response to a request; `None` when more of it is to come.
+    fn respond(&self, head: &[u8]) -> Option<String> {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        match request.parse(head) {
+            Ok(httparse::Status::Partial) => return None,
+            Ok(httparse::Status::Complete(_)) => {}
+            Err(error) => return Some(plain("400 Bad Request", &format!("{error}\n"))),
+        }
+        let path = request.path.map(|path| path.split('?').next().unwrap_or_default());
+        Some(match (request.method, path) {
+            (Some("GET"), Some("/metrics")) => {
+                let mut body = String::new();
+                match text::encode(&mut body, &self.registry) {
+                    Ok(()) => response("200 OK", CONTENT_TYPE, &body),
+                    Err(error) => plain("500 Internal Server Error", &format!("{error}\n")),
+                }
+            }
+            (Some("GET"), _) => plain("404 Not Found", "the metrics are at /metrics\n"),
+            _ => plain("405 Method Not Allowed", "only GET\n"),
+        })
+    }
+}
+
+fn plain(status: &str, body: &str) -> String {
+    response(status, "text/plain; charset=utf-8", body)
+}
+
+fn response(status: &str, content_type: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+/// Reads the rings' counters at every scrape.
+struct Counters(Arc<Shared>);
+
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Counters")
+    }
+}
+
+type Encoded = Result<(), fmt::Error>;
+
+impl Collector for Counters {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
+        let classes = CLASSES.map(|class| (name(class), class_index(class)));
+        let sum = |read: &dyn Fn(&RingStats) -> u64| self.0.rings.iter().map(|ring| read(&ring.stats)).sum::<u64>();
+        let by_class = |read: &dyn Fn(&ClassStats) -> u64| {
+            classes.clone().map(|(name, index)| (vec![("class", name)], sum(&|stats| read(&stats.classes[index]))))
+        };
+        counters(&mut encoder, "requests", "Requests received", by_class(&|class| class.requests.read()))?;
+        counters(&mut encoder, "sent_bytes", "Bytes of answers", by_class(&|class| class.bytes.read()))?;
+        let pages = classes.iter().flat_map(|(class, index)| {
+            ENCODINGS.map(|encoding| {
+                let labels = vec![("class", class.clone()), ("encoding", name(encoding))];
+                (labels, sum(&|stats| stats.classes[*index].pages[encoding as usize].read()))
+            })
+        });
+        counters(&mut encoder, "pages", "Pages sent", pages)?;
+        counters(&mut encoder, "sessions", "Sessions welcomed", [(vec![], sum(&|stats| stats.welcomed.read()))])?;
+        let refused = REFUSALS.iter().enumerate();
+        let refused =
+            refused.map(|(i, reason)| (vec![("reason", name(reason))], sum(&|stats| stats.refused[i].read())));
+        counters(&mut encoder, "refused", "Sessions refused", refused)?;
+        let aborted = ABORTS.iter().enumerate();
+        let aborted =
+            aborted.map(|(i, reason)| (vec![("reason", name(reason))], sum(&|stats| stats.aborted[i].read())));
+        counters(&mut encoder, "aborted", "Connections closed without further words", aborted)?;
+        let sends = [
+            (vec![("outcome", "asked".to_owned())], sum(&|stats| stats.zero_copy.read())),
+            (vec![("outcome", "copied".to_owned())], sum(&|stats| stats.copied.read())),
+        ];
+        counters(&mut encoder, "zero_copy_sends", "Sends that were to go without a copy", sends)?;
+        gauges(&mut encoder, "queued_requests", "Requests waiting", by_class(&|class| class.queued.read()))?;
+        let connections = sum(&|stats| stats.connections.read());
+        gauges(&mut encoder, "connections", "Connections open", [(vec![], connections)])?;
+        let sessions = self.0.sessions.lock().len() as u64;
+        gauges(&mut encoder, "open_sessions", "Sessions open", [(vec![], sessions)])?;
+        gauges(&mut encoder, "images", "Images in service", [(vec![], self.0.catalog.list().len() as u64)])?;
+        self.encode_latency(&mut encoder)
+    }
+}
+
+impl Counters {
+    fn encode_latency(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let help = "From the receipt of a request until the kernel has its answer, in seconds";
+        let mut family = encoder.encode_descriptor("request_latency_seconds", help, None, MetricType::Histogram)?;
+        for class in CLASSES {
+            let mut latency = HistogramSnapshot::default();
+            self.0.rings.iter().for_each(|r| latency.merge(&r.stats.classes[class_index(class)].latency.snapshot()));
+            let labels = [("class", name(class))];
+            let mut buckets = latency.doublings();
+            if let Some((bound, _)) = buckets.last_mut() {
+                *bound = f64::MAX;
+            }
+            let mut metric = family.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(latency.sum_seconds(), latency.count(), &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+fn counters(
+    encoder: &mut DescriptorEncoder<'_>,
+    metric: &str,
+    help: &str,
+    values: impl IntoIterator<Item = (Labels, u64)>,
+) -> Encoded {
+    let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    metric: &str,
+    help: &str,
+    values: impl IntoIterator<Item = (Labels, u64)>,
+) -> Encoded {
+    let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// A variant's name as a label.
+fn name(variant: impl fmt::Debug) -> String {
+    format!("{variant:?}").to_lowercase()
+}

@@ -1,0 +1,7 @@
+//! The `memserver` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    memserver::cli::main_from(std::env::args_os())
+}

@@ -1,0 +1,140 @@
+//! What the rings and the control plane have in common.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use descriptor::{Endpoint, ImageId};
+use parking_lot::Mutex;
+
+use crate::config::{Compress, ServeConfig};
+use crate::image::{Catalog, ImageError};
+use crate::ring::Features;
+use crate::session::SessionConfig;
+use crate::stats::{Number, RingStats};
+use crate::sys::EventCounter;
+
+/// The state of a server, which all of its threads see.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) catalog: Catalog,
+    pub(crate) session: Arc<SessionConfig>,
+    pub(crate) compress: Compress,
+    pub(crate) rings: Vec<RingHandle>,
+    pub(crate) sessions: Mutex<BTreeMap<u64, Arc<SessionRecord>>>,
+    /// Where it listens; known once everything is bound.
+    pub(crate) endpoints: OnceLock<Vec<Endpoint>>,
+    max_sessions: usize,
+    open: AtomicUsize,
+    draining: AtomicBool,
+    epoch: Instant,
+}
+
+/// A ring as the other threads see it.
+#[derive(Debug)]
+pub(crate) struct RingHandle {
+    pub(crate) stats: RingStats,
+    pub(crate) features: OnceLock<Features>,
+    pub(crate) wake: EventCounter,
+    inbox: Mutex<Vec<Command>>,
+}
+
+/// What a ring can be told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Command {
+    /// Accept no more, end the sessions, and stop; by force at the time given.
+    Drain(Duration),
+    /// An image is no longer served.
+    ImageGone(ImageId),
+}
+
+/// A session as the control plane shows it.
+#[derive(Debug)]
+pub(crate) struct SessionRecord {
+    pub(crate) id: u64,
+    pub(crate) image: ImageId,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) local: bool,
+    pub(crate) since: Duration,
+    /// Pages sent, by class.
+    pub(crate) pages: [Number; 2],
+    pub(crate) bytes: Number,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &ServeConfig) -> std::io::Result<Self> {
+        let rings = (0..config.threads.get())
+            .map(|_| {
+                Ok(RingHandle {
+                    stats: RingStats::default(),
+                    features: OnceLock::new(),
+                    wake: EventCounter::new()?,
+                    inbox: Mutex::new(Vec::new()),
+                })
+            })
+            .collect::<std::io::Result<_>>()?;
+        Ok(Self {
+            catalog: Catalog::default(),
+            session: Arc::new(config.session.clone()),
+            compress: config.compress,
+            rings,
+            sessions: Mutex::default(),
+            endpoints: OnceLock::new(),
+            max_sessions: config.max_sessions.get(),
+            open: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            epoch: Instant::now(),
+        })
+    }
+
+    /// The time, since the server was started.
+    pub(crate) fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Tells every ring.
+    pub(crate) fn tell(&self, command: Command) {
+        for ring in &self.rings {
+            ring.inbox.lock().push(command);
+            ring.wake.signal();
+        }
+    }
+
+    /// Takes an image out of service, its sessions included.
+    pub(crate) fn drop_image(&self, image: ImageId) -> Result<(), ImageError> {
+        self.catalog.remove(image)?;
+        self.tell(Command::ImageGone(image));
+        Ok(())
+    }
+
+    /// Begins to stop; what is not done after `grace` is broken off.
+    pub(crate) fn drain(&self, grace: Duration) {
+        if !self.draining.swap(true, Ordering::Relaxed) {
+            tracing::info!(?grace, "draining");
+            self.tell(Command::Drain(self.now() + grace));
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection; false when there are as many as allowed.
+    pub(crate) fn open_connection(&self) -> bool {
+        self.open.fetch_add(1, Ordering::Relaxed) < self.max_sessions
+    }
+
+    pub(crate) fn close_connection(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl RingHandle {
+    /// What the ring was told since the last time.
+    pub(crate) fn take_commands(&self) -> Vec<Command> {
+        std::mem::take(&mut *self.inbox.lock())
+    }
+}

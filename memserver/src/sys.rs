@@ -1,0 +1,132 @@
+//! The system calls of the server apart from io_uring: mappings, event counters, process limits.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+
+/// A mapping of memory, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread, and `Mapping` hands out nothing but its address.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; no method changes the mapping through a shared reference.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `length` bytes of `file` for reading.
+    ///
+    /// The bytes must only ever be read by the kernel, as the source of a send: a page beyond the end of a file that
+    /// somebody truncated makes a system call fail with EFAULT, where reading it directly would raise SIGBUS.
+    pub(crate) fn of_file(file: &File, length: usize) -> io::Result<Self> {
+        Self::map(length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    /// Maps `length` bytes of zeros.
+    pub(crate) fn anonymous(length: usize) -> io::Result<Self> {
+        Self::map(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
+    fn map(length: usize, protection: i32, flags: i32, fd: i32) -> io::Result<Self> {
+        // The kernel refuses an empty mapping.
+        let length = length.max(1);
+        // SAFETY: without MAP_FIXED the kernel chooses an unused range, so no memory of the program is replaced.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, length })
+    }
+
+    /// The address of the first byte.
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Reads the bytes from `offset` on into memory and maps them; `length` is cut at the end of the mapping.
+    pub(crate) fn populate(&self, offset: usize, length: usize) -> io::Result<()> {
+        let length = length.min(self.length.saturating_sub(offset));
+        // SAFETY: the range lies within this mapping; reading it in changes no byte.
+        check(unsafe { libc::madvise(self.start.as_ptr().add(offset).cast(), length, libc::MADV_POPULATE_READ) })
+    }
+
+    /// Keeps the mapping in memory.
+    pub(crate) fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is this mapping's own; locking changes no byte.
+        check(unsafe { libc::mlock(self.start.as_ptr().cast(), self.length) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map` and is unmapped once. Addresses given out are used by the kernel alone, on
+        // behalf of operations that keep the mapping's owner alive.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+/// A counter that wakes whoever polls its descriptor.
+#[derive(Debug)]
+pub(crate) struct EventCounter(File);
+
+impl EventCounter {
+    /// A counter at zero.
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: takes no pointers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        check(fd)?;
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+    }
+
+    /// Wakes.
+    pub(crate) fn signal(&self) {
+        // It fails only when the counter is full, and then the other side is awake for long.
+        let _ = io::Write::write(&mut &self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Sets the counter back to zero.
+    pub(crate) fn reset(&self) {
+        // It fails only when the counter is zero already.
+        let _ = io::Read::read(&mut &self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for EventCounter {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Raises the limit of open files to what the process may have, and tells it.
+pub(crate) fn raise_file_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the answer.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is initialised.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(limit.rlim_cur)
+}
+
+/// Sets the mode of the file behind a descriptor. For a Unix socket this must come before it is bound, so that its file
+/// never has a wider one.
+pub(crate) fn set_mode(fd: impl AsFd, mode: u32) -> io::Result<()> {
+    // SAFETY: takes no pointers, and the descriptor is open.
+    check(unsafe { libc::fchmod(fd.as_fd().as_raw_fd(), mode) })
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
