@@ -1,0 +1,49 @@
+//! SnowFlock under a virtual clock: N clones, their pagers, a network and a page server in one thread, from one seed.
+//!
+//! The pagers are memtap's own; their shells, the fault port, the guests and the network are models that misbehave as the real
+//! ones may, only more often:
+//!
+//! - [`network`]: loses, duplicates, reorders, delays and parts; streams are cut and reset;
+//! - [`port`]: a userfaultfd whose events come late and out of order, which is busy while a discard is unread, and which takes
+//!   discarded pages away some time after it said so;
+//! - [`guest`]: threads that read, write and discard, and know what each page must hold;
+//! - [`server`]: a page server that speaks the fetch protocol over either kind of network;
+//! - [`world`]: all of them together, with the properties that are checked.
+//!
+//! Everything random comes from the seed, so a run repeats exactly. What is checked: a page that a guest reads is the image's,
+//! or what the guest wrote, or zeros after a discard; bytes from the server are installed at most once for each page; every
+//! thread comes to its end, unless the pager says that it failed and the scenario gives it a reason to; the pager keeps to
+//! the server's limits; where nothing goes wrong, no fault takes long.
+
+pub mod events;
+pub mod guest;
+pub mod image;
+pub mod network;
+pub mod port;
+pub mod scenario;
+pub mod server;
+pub mod shell;
+pub mod world;
+
+pub use scenario::Scenario;
+pub use world::{Report, World};
+
+/// Runs the scenario that `seed` stands for; prints the seed when a property does not hold.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn run(seed: u64) -> Report {
+    let _named = Named(seed);
+    World::new(Scenario::draw(seed)).run()
+}
+
+/// Prints the seed of a run that panics.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("simulation failed; run it again with SIM_SEED={} cargo test --test simulation", self.0);
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Everything together: clones, links, sessions, and what happens when.
+
+use std::time::Duration;
+
+use descriptor::FrameRange;
+use descriptor::fetch::decode;
+use fastrand::Rng;
+use memtap::pager::{Hydrate, Input, PagerStats};
+
+use crate::events::Queue;
+use crate::guest::{Guest, Step};
+use crate::network::Link;
+use crate::port::Port;
+use crate::scenario::Scenario;
+use crate::server::Session;
+use crate::shell::Shell;
+
+/// Events after which a run has got stuck in a circle; usual runs have some thousands.
+const MAX_EVENTS: u64 = 5_000_000;
+
+/// Virtual time after which a run has got stuck: far beyond every patience and retry.
+const MAX_TIME: Duration = Duration::from_secs(600);
+
+/// The longest that a fault may take where nothing goes wrong, beside the bulk answers that it may find on the link.
+const CALM_FAULT: Duration = Duration::from_millis(4);
+
+/// A run.
+#[derive(Debug)]
+pub struct World {
+    scenario: Scenario,
+    queue: Queue<Event>,
+    clones: Vec<Clone>,
+    rng: Rng,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The events of the run.
+    pub events: u64,
+    /// Its length in virtual time.
+    pub time: Duration,
+    /// The longest time that a thread waited for a page.
+    pub longest_fault: Duration,
+    /// What the pagers did.
+    pub pagers: Vec<PagerStats>,
+    /// The clones whose pager failed with a reason.
+    pub failed: usize,
+}
+
+#[derive(Debug)]
+struct Clone {
+    shell: Shell,
+    session: Option<Session>,
+    /// Bytes and datagrams of an earlier connection are lost.
+    epoch: u64,
+    up: Link,
+    down: Link,
+    sending: bool,
+    timer: Option<Duration>,
+    /// Threads that wait until what they gave up is taken.
+    discards: Vec<(u32, FrameRange)>,
+    blocked: Vec<bool>,
+    running: bool,
+    threads_left: u32,
+}
+
+#[derive(Debug)]
+enum Event {
+    Step { clone: usize, thread: u32 },
+    Taken { clone: usize, thread: u32, range: FrameRange },
+    Timer { clone: usize },
+    Connect { clone: usize },
+    ToServer { clone: usize, epoch: u64, bytes: Vec<u8> },
+    ToClone { clone: usize, epoch: u64, bytes: Vec<u8> },
+    Send { clone: usize, epoch: u64 },
+    OutageBegins,
+}
+
+impl World {
+    /// The world of a scenario, at its beginning.
+    pub fn new(scenario: Scenario) -> Self {
+        let mut rng = Rng::with_seed(scenario.seed ^ 0x5eed);
+        let mut queue = Queue::new();
+        let frames = scenario.image.memory.universe().get();
+        let clones = (0..scenario.clones).map(|clone| {
+            let port = Port::new(frames, scenario.granule, scenario.wakes, scenario.busy, rng.fork());
+            let guest = Guest::draw(&scenario.image, scenario.threads, scenario.accesses, rng.fork());
+            queue.after(Duration::from_micros(rng.u64(0..100)), Event::Connect { clone });
+            Clone {
+                shell: Shell::new(&scenario, port, guest, rng.u64(..)),
+                session: None,
+                epoch: 0,
+                up: Link::new(scenario.quality),
+                down: Link::new(scenario.quality),
+                sending: false,
+                timer: None,
+                discards: Vec::new(),
+                blocked: vec![false; scenario.threads as usize],
+                running: false,
+                threads_left: scenario.threads,
+            }
+        });
+        let clones = clones.collect();
+        for (start, _) in &scenario.outages {
+            queue.at(*start, Event::OutageBegins);
+        }
+        Self { scenario, queue, clones, rng }
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Panics
+    /// When a property does not hold.
+    pub fn run(mut self) -> Report {
+        let mut report = Report::default();
+        while !self.clones.iter().all(|clone| clone.is_done(self.scenario.hydrate)) {
+            let Some(event) = self.queue.pop() else {
+                panic!("nothing is left to happen, but the clones are not done: {:#?}", self.stuck());
+            };
+            report.events += 1;
+            assert!(report.events < MAX_EVENTS && self.queue.now() < MAX_TIME, "no end: {:#?}", self.stuck());
+            if let Some(clone) = self.happen(event, &mut report) {
+                self.settle(clone);
+            }
+        }
+        report.time = self.queue.now();
+        for clone in &self.clones {
+            clone.shell.guest.check_all(&clone.shell.port);
+            report.pagers.push(*clone.shell.pager.stats());
+            report.failed += usize::from(clone.shell.failed.is_some());
+            if clone.shell.complete {
+                assert_eq!(clone.shell.staged(), 0, "staging buffers are left");
+            }
+        }
+        if self.scenario.is_calm() {
+            let limit = CALM_FAULT + self.scenario.calm_extra();
+            assert!(report.longest_fault < limit, "a fault took {:?}, more than {limit:?}", report.longest_fault);
+        }
+        report
+    }
+
+    /// Lets an event happen; the clone to which it matters.
+    fn happen(&mut self, event: Event, report: &mut Report) -> Option<usize> {
+        let now = self.queue.now();
+        match event {
+            Event::Step { clone, thread } => {
+                let Clone { shell, discards, blocked, threads_left, .. } = &mut self.clones[clone];
+                let (rate, granule) = (self.scenario.discards, self.scenario.granule);
+                if std::mem::take(&mut blocked[thread as usize]) {
+                    report.longest_fault = report.longest_fault.max(now - shell.guest.waits_since(thread));
+                }
+                match shell.guest.step(now, thread, &mut shell.port, rate, granule) {
+                    Step::Again(delay) => self.queue.after(delay, Event::Step { clone, thread }),
+                    Step::Blocked => blocked[thread as usize] = true,
+                    Step::Discards(range) => discards.push((thread, range)),
+                    Step::Done => *threads_left -= 1,
+                }
+                Some(clone)
+            }
+            Event::Taken { clone, thread, range } => {
+                let shell = &mut self.clones[clone].shell;
+                shell.port.take(range);
+                shell.guest.taken(thread, range);
+                self.queue.after(Duration::ZERO, Event::Step { clone, thread });
+                Some(clone)
+            }
+            Event::Timer { clone } => {
+                self.clones[clone].timer = None;
+                Some(clone)
+            }
+            Event::Connect { clone } => {
+                self.connect(clone);
+                Some(clone)
+            }
+            Event::ToServer { clone, epoch, bytes } => {
+                self.server_receives(clone, epoch, &bytes);
+                None
+            }
+            Event::ToClone { clone, epoch, bytes } => {
+                let Clone { shell, epoch: current, .. } = &mut self.clones[clone];
+                if epoch != *current {
+                    return None;
+                }
+                if self.scenario.datagrams {
+                    let message = decode(&bytes).expect("a datagram is one message").expect("a datagram is whole").0;
+                    shell.take(now, &message);
+                } else {
+                    shell.receive(now, &bytes);
+                }
+                Some(clone)
+            }
+            Event::Send { clone, epoch } => {
+                self.send(clone, epoch);
+                None
+            }
+            Event::OutageBegins => {
+                if !self.scenario.datagrams {
+                    (0..self.clones.len()).for_each(|clone| self.cut(clone));
+                }
+                None
+            }
+        }
+    }
+
+    /// Lets a clone do what is to be done, and takes note of what follows.
+    fn settle(&mut self, index: usize) {
+        let now = self.queue.now();
+        let clone = &mut self.clones[index];
+        clone.shell.pump(now);
+        for range in std::mem::take(&mut clone.shell.discarded) {
+            let position = clone.discards.iter().position(|(_, discarded)| *discarded == range);
+            let (thread, range) = clone.discards.swap_remove(position.expect("a thread discards what is reported"));
+            let delay = Duration::from_nanos(self.rng.u64(0..50_000));
+            self.queue.after(delay, Event::Taken { clone: index, thread, range });
+        }
+        for thread in clone.shell.port.take_woken() {
+            self.queue.after(Duration::from_nanos(self.rng.u64(0..2000)), Event::Step { clone: index, thread });
+        }
+        if clone.shell.ready && !std::mem::replace(&mut clone.running, true) {
+            for thread in 0..clone.shell.guest.threads() {
+                let delay = Duration::from_micros(self.rng.u64(0..100));
+                self.queue.after(delay, Event::Step { clone: index, thread });
+            }
+        }
+        if let Some(reason) = clone.shell.failed {
+            assert!(self.scenario.may_fail(), "a pager failed without a reason: {reason}");
+        }
+        for bytes in std::mem::take(&mut clone.shell.outbox) {
+            self.send_up(index, bytes);
+        }
+        let clone = &mut self.clones[index];
+        if let Some(due) = clone.shell.pager.next_timeout()
+            && clone.timer.is_none_or(|timer| due < timer)
+        {
+            clone.timer = Some(due);
+            self.queue.at(due, Event::Timer { clone: index });
+        }
+    }
+
+    fn connect(&mut self, index: usize) {
+        let now = self.queue.now();
+        if let Some(end) = self.outage(now) {
+            // As a client that tries again and again.
+            let again = end.max(now) + Duration::from_micros(self.rng.u64(0..20_000));
+            self.queue.at(again, Event::Connect { clone: index });
+            return;
+        }
+        let clone = &mut self.clones[index];
+        if clone.session.is_some() {
+            return;
+        }
+        clone.session = Some(Session::new(self.scenario.limits, !self.scenario.datagrams));
+        if self.scenario.datagrams {
+            clone.shell.pager.handle(now, Input::SourceUp { limits: self.scenario.limits });
+        } else {
+            let hello = clone.shell.connect();
+            self.send_up(index, hello);
+        }
+    }
+
+    /// Ends the connection of a clone.
+    fn cut(&mut self, index: usize) {
+        let now = self.queue.now();
+        let clone = &mut self.clones[index];
+        if clone.session.take().is_some() {
+            clone.epoch += 1;
+            clone.sending = false;
+            (clone.up, clone.down) = (Link::new(self.scenario.quality), Link::new(self.scenario.quality));
+            clone.shell.pager.handle(now, Input::SourceDown);
+            let delay = Duration::from_micros(self.rng.u64(0..5000));
+            self.queue.after(delay, Event::Connect { clone: index });
+            self.settle(index);
+        }
+    }
+
+    fn send_up(&mut self, index: usize, bytes: Vec<u8>) {
+        let now = self.queue.now();
+        let lost = self.outage(now).is_some();
+        let Clone { epoch, up, .. } = &mut self.clones[index];
+        let epoch = *epoch;
+        if !self.scenario.datagrams {
+            for piece in pieces(&bytes, &mut self.rng) {
+                let arrival = up.stream(now, piece.len(), &mut self.rng);
+                self.queue.at(arrival, Event::ToServer { clone: index, epoch, bytes: piece });
+            }
+        } else if !lost {
+            for arrival in up.datagram(now, bytes.len(), &mut self.rng) {
+                self.queue.at(arrival, Event::ToServer { clone: index, epoch, bytes: bytes.clone() });
+            }
+        }
+    }
+
+    fn server_receives(&mut self, index: usize, epoch: u64, bytes: &[u8]) {
+        let Clone { session, epoch: current, sending, .. } = &mut self.clones[index];
+        let Some(session) = session.as_mut().filter(|_| epoch == *current) else {
+            return;
+        };
+        let (image, errors) = (&self.scenario.image, self.scenario.errors);
+        let mut reply = Vec::new();
+        if self.scenario.datagrams {
+            let message = decode(bytes).expect("a datagram is one message").expect("a datagram is whole").0;
+            session.take(&message, image, errors, &mut self.rng, &mut reply);
+        } else {
+            reply = session.receive(bytes, image, errors, &mut self.rng);
+        }
+        if !std::mem::replace(sending, true) {
+            self.queue.after(Duration::from_micros(2), Event::Send { clone: index, epoch });
+        }
+        self.send_down(index, reply);
+    }
+
+    /// Sends the next run of pages, and comes back when it is on its way.
+    fn send(&mut self, index: usize, epoch: u64) {
+        let Clone { session, epoch: current, sending, .. } = &mut self.clones[index];
+        let Some(session) = session.as_mut().filter(|_| epoch == *current) else {
+            return;
+        };
+        // A datagram carries little.
+        let quantum = if self.scenario.datagrams { 8 } else { 256 };
+        let Some(bytes) = session.next(&self.scenario.image, self.scenario.bad, quantum) else {
+            *sending = false;
+            return;
+        };
+        let time = Duration::from_nanos(bytes.len() as u64 * 1000 / self.scenario.quality.rate);
+        self.send_down(index, bytes);
+        self.queue.after(time, Event::Send { clone: index, epoch });
+    }
+
+    fn send_down(&mut self, index: usize, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        let now = self.queue.now();
+        let lost = self.outage(now).is_some();
+        let Clone { epoch, down, .. } = &mut self.clones[index];
+        let epoch = *epoch;
+        if !self.scenario.datagrams {
+            for piece in pieces(&bytes, &mut self.rng) {
+                let arrival = down.stream(now, piece.len(), &mut self.rng);
+                self.queue.at(arrival, Event::ToClone { clone: index, epoch, bytes: piece });
+            }
+        } else if !lost {
+            for arrival in down.datagram(now, bytes.len(), &mut self.rng) {
+                self.queue.at(arrival, Event::ToClone { clone: index, epoch, bytes: bytes.clone() });
+            }
+        }
+    }
+
+    /// The end of the outage that there is, if there is one.
+    fn outage(&self, now: Duration) -> Option<Duration> {
+        let outages = self.scenario.outages.iter().map(|(start, length)| (*start, *start + *length));
+        outages.filter(|(start, end)| *start <= now && now < *end).map(|(_, end)| end).max()
+    }
+
+    fn stuck(&self) -> Vec<String> {
+        let line = |clone: &Clone| {
+            format!(
+                "{} threads left, blocked {:?}, ready {}, complete {}, {:?}, {:?}",
+                clone.threads_left,
+                clone.blocked,
+                clone.shell.ready,
+                clone.shell.complete,
+                clone.shell.pager.progress(),
+                clone.shell.pager.stats(),
+            )
+        };
+        self.clones.iter().map(line).collect()
+    }
+}
+
+impl Clone {
+    fn is_done(&self, hydrate: Hydrate) -> bool {
+        let progress = self.shell.pager.progress();
+        let given_up = !progress.given_up.is_zero() && progress.given_up == progress.missing;
+        let complete = hydrate == Hydrate::Off || self.shell.complete || given_up;
+        self.shell.failed.is_some() || (self.running && self.threads_left == 0 && complete)
+    }
+}
+
+/// The pieces in which a stream delivers `bytes`.
+fn pieces(bytes: &[u8], rng: &mut Rng) -> Vec<Vec<u8>> {
+    if bytes.len() < 2 || rng.u8(0..4) > 0 {
+        return vec![bytes.to_vec()];
+    }
+    let (head, tail) = bytes.split_at(rng.usize(1..bytes.len()));
+    vec![head.to_vec(), tail.to_vec()]
+}
