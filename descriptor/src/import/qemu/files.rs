@@ -1,6 +1,5 @@
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -9,9 +8,9 @@ use thiserror::Error;
 use super::record::records;
 use super::stream::{BlockPages, Stream, StreamError};
 use super::{ExternalBlock, Layout, LayoutError};
-use crate::image::{ExtentTable, ImageFile, ImageIndex, Span};
+use crate::image::{ImageError, ImageFile, ImageIndex, ImageReader};
 use crate::vm::{Hypervisor, Identity};
-use crate::{Descriptor, FrameRange, FrameSet, Gfn, ImageId, PAGE_SIZE, PageCount};
+use crate::{Descriptor, Endpoint, FrameSet, ImageId};
 
 /// The files of a capture.
 #[derive(Clone, Debug)]
@@ -46,6 +45,8 @@ pub struct Origin {
     pub captured: SystemTime,
     /// For how long; `None` where it did not run.
     pub pause: Option<Duration>,
+    /// The page servers to be written into the descriptor.
+    pub servers: Vec<Endpoint>,
 }
 
 /// A capture that cannot be imported.
@@ -84,6 +85,9 @@ pub enum ImportError {
         /// The second file.
         path: PathBuf,
     },
+    /// The pages could not be looked at.
+    #[error("cannot look for zero pages")]
+    Scan(#[from] ImageError),
     /// A RAM file that belongs to no block, or to one of several.
     #[error("the stream leaves {blocks} RAM blocks out: {path} must be the file behind one of them, as BLOCK=FILE")]
     WhichBlock {
@@ -97,60 +101,60 @@ pub enum ImportError {
 /// Makes a descriptor and an image index of a capture, whose files stay where they are. In the index their paths are relative
 /// to `base`, the folder that it will lie in, where they lie below it.
 ///
+/// `scan` finds the zero frames among those given, which QEMU has not told from others; usually it is
+/// [`crate::image::zero_frames`].
+///
 /// # Errors
 /// When a file cannot be read or makes no image.
-pub fn import(files: &SavedFiles, origin: Origin, base: &Path) -> Result<(Descriptor, ImageIndex), ImportError> {
-    let path = files.stream.clone();
-    let file = open(&path)?;
-    let parsed = Stream::parse(&file);
-    let stream = parsed.map_err(|source| ImportError::Stream { path: path.clone(), source })?;
-    let mut opened = vec![Opened { length: stream.length, path: path.clone(), file }];
+pub fn import(
+    files: &SavedFiles,
+    origin: Origin,
+    base: &Path,
+    scan: impl FnOnce(&ImageReader, &FrameSet) -> Result<FrameSet, ImageError>,
+) -> Result<(Descriptor, ImageIndex), ImportError> {
+    let path = &files.stream;
+    let file = open(path)?;
+    let stream = Stream::parse(&file).map_err(|source| ImportError::Stream { path: path.clone(), source })?;
+    let mut image_files = vec![ImageFile { path: relative(path, base), length: stream.length }];
+    let mut sources = Vec::with_capacity(files.ram.len());
     for ram in &files.ram {
         let file = open(&ram.path)?;
         let metadata = file.metadata().map_err(|source| ImportError::Read { path: ram.path.clone(), source })?;
-        opened.push(Opened { length: metadata.len(), path: ram.path.clone(), file });
+        image_files.push(ImageFile { path: relative(&ram.path, base), length: metadata.len() });
+        sources.push(file);
     }
-    let mut external: Vec<ExternalBlock<'_>> = Vec::with_capacity(files.ram.len());
-    for (index, ram) in files.ram.iter().enumerate() {
-        let block = ram.block.clone().map_or_else(|| only_external_block(&stream, &ram.path), Ok)?;
-        if external.iter().any(|given| given.block == block) {
-            return Err(ImportError::TwoFiles { block, path: ram.path.clone() });
-        }
-        let (source, file) = (&opened[index + 1].file, (index + 1) as u16);
-        external.push(ExternalBlock { block, source, file, offset: ram.offset });
-    }
-    let lengths: Vec<u64> = opened.iter().map(|file| file.length).collect();
+    let external = external_blocks(&stream, &files.ram, &sources)?;
+    let lengths: Vec<u64> = image_files.iter().map(|file| file.length).collect();
     let layout = Layout::new(&stream, &external, &lengths);
-    let layout = layout.map_err(|source| ImportError::Layout { path, source })?;
-    drop(external);
-    let mut zero = layout.holes;
-    zero.union_with(&zero_pages(&layout.extents, &layout.unscanned, &opened)?);
-    let image_file = |file: Opened| ImageFile { path: relative(&file.path, base), length: file.length };
+    let layout = layout.map_err(|source| ImportError::Layout { path: path.clone(), source })?;
     let index = ImageIndex {
         image: origin.image,
-        memory: layout.memory.clone(),
-        files: opened.into_iter().map(image_file).collect(),
+        memory: layout.memory,
+        files: image_files,
         extents: layout.extents,
-        zero: zero.clone(),
+        zero: layout.holes,
     };
-    let empty = || FrameSet::empty(layout.memory.universe());
+    let index = if layout.unscanned.is_empty() {
+        index
+    } else {
+        let reader = ImageReader::new(index, base)?;
+        let zero = scan(&reader, &layout.unscanned)?;
+        let mut index = reader.into_index();
+        index.zero.union_with(&zero);
+        index
+    };
+    let empty = || FrameSet::empty(index.memory.universe());
     let descriptor = Descriptor {
-        identity: identity(&stream, origin),
+        identity: identity(&stream, &origin),
+        memory: index.memory.clone(),
         eager: empty(),
-        zero,
+        zero: index.zero.clone(),
         free: empty(),
         prefetch: Vec::new(),
-        servers: Vec::new(),
+        servers: origin.servers,
         records: records(stream),
-        memory: layout.memory,
     };
     Ok((descriptor, index))
-}
-
-struct Opened {
-    path: PathBuf,
-    file: File,
-    length: u64,
 }
 
 fn open(path: &Path) -> Result<File, ImportError> {
@@ -168,42 +172,30 @@ fn only_external_block(stream: &Stream, path: &Path) -> Result<String, ImportErr
     }
 }
 
-/// The frames of `unscanned` whose pages hold nothing but zeros.
-fn zero_pages(extents: &ExtentTable, unscanned: &FrameSet, files: &[Opened]) -> Result<FrameSet, ImportError> {
-    /// How much is read at once.
-    const CHUNK: PageCount = PageCount::new(64);
-    const ZERO: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
-    let mut zero = FrameSet::empty(unscanned.universe());
-    let mut buffer = vec![0; CHUNK.bytes() as usize];
-    for run in unscanned.runs().flat_map(|run| run.chunks(CHUNK)) {
-        for span in extents.spans(run) {
-            let Span::Stored(extent) = span else { continue };
-            let Some(opened) = files.get(usize::from(extent.file)) else { continue };
-            let mut read = |start: Gfn, count: PageCount| {
-                let buffer = &mut buffer[..count.bytes() as usize];
-                let read = opened.file.read_exact_at(buffer, extent.offset_of(start));
-                read.map_err(|source| ImportError::Read { path: opened.path.clone(), source })?;
-                let pages = buffer.chunks_exact(PAGE_SIZE as usize).zip(FrameRange::new(start, count).frames());
-                pages.filter(|(page, _)| *page == ZERO).for_each(|(_, gfn)| _ = zero.insert(gfn));
-                Ok(())
-            };
-            if extent.is_contiguous() {
-                read(extent.frames.start(), extent.frames.count())?;
-            } else {
-                extent.frames.frames().try_for_each(|gfn| read(gfn, PageCount::ONE))?;
-            }
+fn external_blocks<'f>(
+    stream: &Stream,
+    ram: &[RamFile],
+    sources: &'f [File],
+) -> Result<Vec<ExternalBlock<'f>>, ImportError> {
+    let mut external: Vec<ExternalBlock<'_>> = Vec::with_capacity(ram.len());
+    // File 0 is the stream.
+    for ((ram, source), file) in ram.iter().zip(sources).zip(1..) {
+        let block = ram.block.clone().map_or_else(|| only_external_block(stream, &ram.path), Ok)?;
+        if external.iter().any(|given| given.block == block) {
+            return Err(ImportError::TwoFiles { block, path: ram.path.clone() });
         }
+        external.push(ExternalBlock { block, source, file, offset: ram.offset });
     }
-    Ok(zero)
+    Ok(external)
 }
 
-fn identity(stream: &Stream, origin: Origin) -> Identity {
+fn identity(stream: &Stream, origin: &Origin) -> Identity {
     let since_1970 = origin.captured.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Identity {
         image: origin.image,
-        parent: origin.parent,
+        parent: origin.parent.clone(),
         hypervisor: Hypervisor::Qemu,
-        hypervisor_version: origin.version,
+        hypervisor_version: origin.version.clone(),
         machine: stream.machine.clone(),
         captured_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
         pause_us: origin.pause.map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)),
@@ -224,6 +216,7 @@ mod tests {
     use super::*;
     use crate::import::qemu::CloneState;
     use crate::import::qemu::stream::testing::{DEVICES, StreamBuilder, sample};
+    use crate::{FrameRange, Gfn, PageCount};
 
     fn origin() -> Origin {
         Origin {
@@ -232,11 +225,16 @@ mod tests {
             version: "7.2.22".into(),
             captured: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
             pause: Some(Duration::from_micros(6100)),
+            servers: vec![],
         }
     }
 
-    fn frames(start: u64, count: u64) -> FrameRange {
+    fn range(start: u64, count: u64) -> FrameRange {
         FrameRange::new(Gfn::new(start), PageCount::new(count))
+    }
+
+    fn scan(image: &ImageReader, frames: &FrameSet) -> Result<FrameSet, ImageError> {
+        crate::image::zero_frames(image, frames, &|_| ())
     }
 
     #[test]
@@ -245,10 +243,10 @@ mod tests {
         let path = folder.path().join("parent.qemu");
         std::fs::write(&path, sample()).unwrap();
         let files = SavedFiles { stream: path, ram: vec![] };
-        let (descriptor, index) = import(&files, origin(), folder.path()).unwrap();
+        let (descriptor, index) = import(&files, origin(), folder.path(), scan).unwrap();
         assert_eq!(index.files, [ImageFile { path: "parent.qemu".into(), length: sample().len() as u64 }]);
         assert_eq!((index.image, &index.memory), (descriptor.identity.image, &descriptor.memory));
-        assert_eq!(descriptor.zero.runs().collect::<Vec<_>>(), [frames(2, 3), frames(6, 2)]);
+        assert_eq!(descriptor.zero.runs().collect::<Vec<_>>(), [range(2, 3), range(6, 2)]);
         assert_eq!(descriptor.identity.captured_unix_ns, 5_000_000_000);
         assert_eq!(descriptor.identity.pause_us, Some(6100));
         let state = CloneState::of(&descriptor).unwrap();
@@ -266,10 +264,10 @@ mod tests {
         let ram = RamFile { block: None, path: folder.path().join("ram"), offset: 0 };
         std::fs::write(&ram.path, [[1; 4096], [0; 4096], [2; 4096]].as_flattened()).unwrap();
         let files = SavedFiles { stream: path, ram: vec![ram.clone()] };
-        let (descriptor, index) = import(&files, origin(), folder.path()).unwrap();
-        assert_eq!(descriptor.zero.runs().collect::<Vec<_>>(), [frames(1, 1)]);
+        let (descriptor, index) = import(&files, origin(), folder.path(), scan).unwrap();
+        assert_eq!(descriptor.zero.runs().collect::<Vec<_>>(), [range(1, 1)]);
         assert_eq!(index.extents.extents().len(), 1);
         let files = SavedFiles { ram: vec![ram.clone(), ram], ..files };
-        assert!(matches!(import(&files, origin(), folder.path()), Err(ImportError::TwoFiles { .. })));
+        assert!(matches!(import(&files, origin(), folder.path(), scan), Err(ImportError::TwoFiles { .. })));
     }
 }

@@ -38,15 +38,13 @@ impl Method {
         }
     }
 
-    /// The migration capabilities that make up the method, in QMP's names. A parent that does not run needs no background
-    /// snapshot, and 7.2 would start it afterwards.
-    pub(super) fn capabilities(self, running: bool) -> &'static [&'static str] {
-        match (self, running) {
-            (Method::MappedRam, true) => &["background-snapshot", "mapped-ram"],
-            (Method::MappedRam, false) => &["mapped-ram"],
-            (Method::BackgroundSnapshot, _) => &["background-snapshot"],
-            (Method::IgnoreShared, _) => &["x-ignore-shared"],
-            (Method::Precopy, _) => &[],
+    /// The migration capabilities that make up the method, in QMP's names.
+    pub(super) fn capabilities(self) -> &'static [&'static str] {
+        match self {
+            Method::MappedRam => &["background-snapshot", "mapped-ram"],
+            Method::BackgroundSnapshot => &["background-snapshot"],
+            Method::IgnoreShared => &["x-ignore-shared"],
+            Method::Precopy => &[],
         }
     }
 
@@ -76,6 +74,8 @@ impl FromStr for Method {
 pub(super) struct Parent {
     /// True when its vCPUs run.
     pub(super) running: bool,
+    /// True when a background snapshot leaves it standing still if it did; before version 9.0 QEMU starts it.
+    pub(super) stays_paused: bool,
     /// The names of the migration capabilities that its QEMU has.
     pub(super) capabilities: Vec<String>,
     /// Its memory backends.
@@ -100,7 +100,7 @@ pub enum MethodError {
     #[error("this QEMU has no capability {0}")]
     NoCapability(&'static str),
     /// A background snapshot of a parent that does not run.
-    #[error("the parent does not run, and a background snapshot would start it")]
+    #[error("the parent does not run, and this QEMU would start it after a background snapshot")]
     NotRunning,
     /// No memory backend shares its memory.
     #[error("no memory is shared; it takes -object memory-backend-file,share=on as the machine's memory-backend")]
@@ -113,11 +113,11 @@ pub enum MethodError {
 /// Whether `method` fits `parent`.
 pub(super) fn check(method: Method, parent: &Parent) -> Result<(), MethodError> {
     let lacks = |name: &&&str| !parent.capabilities.iter().any(|capability| capability == *name);
-    if let Some(missing) = method.capabilities(parent.running).iter().find(lacks) {
+    if let Some(missing) = method.capabilities().iter().find(lacks) {
         return Err(MethodError::NoCapability(missing));
     }
     match method {
-        Method::BackgroundSnapshot if !parent.running => Err(MethodError::NotRunning),
+        _ if method.in_background() && !parent.running && !parent.stays_paused => Err(MethodError::NotRunning),
         Method::IgnoreShared => {
             let mut shared = parent.backends.iter().filter(|backend| backend.shared).peekable();
             if shared.peek().is_none() {
@@ -148,7 +148,7 @@ mod tests {
 
     fn parent(capabilities: &[&str]) -> Parent {
         let capabilities = capabilities.iter().map(|name| (*name).to_owned()).collect();
-        Parent { running: true, capabilities, backends: vec![] }
+        Parent { running: true, stays_paused: false, capabilities, backends: vec![] }
     }
 
     fn backend(id: &str, size: u64, file: Option<&str>) -> Backend {
@@ -171,8 +171,8 @@ mod tests {
         assert_eq!(check(Method::IgnoreShared, &old), Err(MethodError::NothingShared));
         assert_eq!(check(Method::Precopy, &parent(&[])), Ok(()));
         let paused = Parent { running: false, ..parent(&["mapped-ram", "background-snapshot"]) };
-        assert_eq!(check(Method::MappedRam, &paused), Ok(()));
         assert_eq!(check(Method::BackgroundSnapshot, &paused), Err(MethodError::NotRunning));
+        assert_eq!(check(Method::MappedRam, &Parent { stays_paused: true, ..paused }), Ok(()));
         let memfd = Parent { backends: vec![backend("pc.ram", 1, None)], ..old.clone() };
         assert_eq!(check(Method::IgnoreShared, &memfd), Err(MethodError::NoFile("pc.ram".into())));
         let file = Parent { backends: vec![backend("pc.ram", 1, Some("/ram"))], ..old };

@@ -2,7 +2,9 @@
 //!
 //! [`Method`] says which ways there are. Unless one is asked for, [`capture`] takes the best that the parent allows, and the
 //! next one where QEMU refuses or fails. Whatever happens, the parent goes on afterwards as it did before: its migration
-//! capabilities and parameters are put back, a migration under way is cancelled, and its vCPUs run if they ran.
+//! capabilities and parameters are put back, a migration under way is cancelled, and its vCPUs run if they ran. Only a parent
+//! that stood still before is left in QEMU's state `postmigrate` by a method that does not work in the background: it can be
+//! continued, but not captured once more.
 //!
 //! QEMU writes into files that it is handed open, so that it needs no right to the folder they lie in.
 
@@ -25,9 +27,8 @@ use self::method::{Backend, Parent};
 use self::session::Session;
 use super::qmp::Qmp;
 use super::stream::{BlockPages, Stream};
-use super::{ImportError, Origin, RamFile, SavedFiles, import};
-use crate::image::ImageIndex;
-use crate::{Descriptor, ImageId};
+use super::{ImportError, Origin, RamFile, SavedFiles};
+use crate::ImageId;
 
 /// How long QEMU may take to answer a command. It answers at once, but one whose main loop writes to a slow disk does not.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,20 +77,18 @@ pub enum Progress<'p> {
     Copying,
 }
 
-/// A capture that was made.
-#[derive(Debug)]
+/// A capture that was made, for [`super::import`].
+#[derive(Clone, Debug)]
 pub struct Captured {
-    /// What a clone needs.
-    pub descriptor: Descriptor,
-    /// What a page server needs.
-    pub index: ImageIndex,
-    /// The way it was captured.
-    pub method: Method,
     /// The files it lies in.
     pub files: SavedFiles,
+    /// What they do not say of themselves.
+    pub origin: Origin,
+    /// The way it was captured.
+    pub method: Method,
 }
 
-/// Captures a running QEMU as image `image`. Neither the descriptor nor the index is written yet.
+/// Captures a running QEMU as image `image`. Afterwards the parent goes on, and the capture wants to be imported.
 ///
 /// # Errors
 /// When QEMU cannot be captured. The files that were begun are removed, and the parent goes on, unless the error says that it
@@ -169,11 +168,10 @@ fn run(
         }
     }
     let (stopped, pause) = session.pause();
-    let origin = Origin { image, parent: name, version, captured: stopped.unwrap_or(began), pause };
+    let servers = Vec::new();
+    let origin = Origin { image, parent: name, version, captured: stopped.unwrap_or(began), pause, servers };
     let files = SavedFiles { ram: ram_files(&path, &copies)?, stream: path };
-    let base = options.name.parent().filter(|base| !base.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (descriptor, index) = import(&files, origin, base)?;
-    Ok(Captured { descriptor, index, method, files })
+    Ok(Captured { files, origin, method })
 }
 
 /// A copy of what a memory backend holds.

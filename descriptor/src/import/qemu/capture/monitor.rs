@@ -40,7 +40,8 @@ impl Qmp {
             let file = if shared { self.backing_file(id)? } else { None };
             backends.push(Backend { id: id.to_owned(), size: memdev["size"].as_u64().unwrap_or(0), shared, file });
         }
-        Ok(Parent { running, capabilities, backends })
+        let stays_paused = self.version().major >= 9;
+        Ok(Parent { running, stays_paused, capabilities, backends })
     }
 
     pub(super) fn is_running(&mut self) -> Result<bool, QmpError> {

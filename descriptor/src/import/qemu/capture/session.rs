@@ -90,7 +90,7 @@ impl<'q> Session<'q> {
     /// Turns on what the method needs, and everything else off: other capabilities change the stream in ways that nobody
     /// could read, or do not go with these.
     fn set_capabilities(&mut self, method: Method) -> Result<(), CaptureError> {
-        let wanted = method.capabilities(self.running);
+        let wanted = method.capabilities();
         let is_wanted = |name: &str| name == "events" || wanted.contains(&name);
         let mut old = self.qmp.capabilities()?;
         old.retain(|(name, state)| *state != is_wanted(name));
