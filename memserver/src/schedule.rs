@@ -266,3 +266,164 @@ fn take_runs(answers: &mut VecDeque<Answer>, layout: &dyn Layout, quantum: u64, 
     }
     before - answers.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use descriptor::Gfn;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Every 100th frame begins ten zero ones.
+    struct Pattern;
+
+    impl Layout for Pattern {
+        fn head(&self, range: FrameRange, limit: PageCount) -> (FrameRange, Content) {
+            let into = range.start().index() % 100;
+            let (length, content) = if into < 10 { (10 - into, Content::Zero) } else { (100 - into, Content::Stored) };
+            let length = if content == Content::Stored { length.min(limit.get()) } else { length };
+            (range.split_at(PageCount::new(length)).0, content)
+        }
+    }
+
+    /// Stored throughout.
+    struct Solid;
+
+    impl Layout for Solid {
+        fn head(&self, range: FrameRange, limit: PageCount) -> (FrameRange, Content) {
+            (range.split_at(limit).0, Content::Stored)
+        }
+    }
+
+    fn answer(tag: Tag, class: Class, start: u64, count: u64) -> Answer {
+        let range = FrameRange::new(Gfn::new(start), PageCount::new(count));
+        Answer::new(tag, class, vec![range], Duration::ZERO)
+    }
+
+    fn solid(_: usize) -> Option<&'static dyn Layout> {
+        Some(&Solid)
+    }
+
+    fn urgent(schedule: &mut Schedule) -> Option<(usize, Vec<Run>)> {
+        let mut runs = Vec::new();
+        schedule.next_urgent(solid, &mut runs).map(|session| (session, runs))
+    }
+
+    fn bulk(schedule: &mut Schedule) -> Option<(usize, Vec<Run>)> {
+        let mut runs = Vec::new();
+        schedule.next_bulk(solid, &mut runs).map(|session| (session, runs))
+    }
+
+    #[test]
+    fn demand_overtakes_bulk_after_one_quantum() {
+        let mut schedule = Schedule::default();
+        schedule.push(0, answer(1, Class::Bulk, 0, 10_000));
+        let (_, runs) = bulk(&mut schedule).unwrap();
+        assert_eq!(runs.iter().map(|run| run.frames.count().get()).sum::<u64>(), BULK_QUANTUM);
+        schedule.push(0, answer(2, Class::Demand, 5, 1));
+        schedule.push(1, answer(3, Class::Demand, 5, 1));
+        // Session 0 is busy with its quantum; session 1 need not wait for it.
+        assert_eq!(urgent(&mut schedule).unwrap().0, 1);
+        assert_eq!(urgent(&mut schedule), None);
+        schedule.sent(0);
+        let (session, runs) = urgent(&mut schedule).unwrap();
+        assert_eq!((session, runs[0].tag, runs[0].last), (0, 2, true));
+        assert_eq!(bulk(&mut schedule), None);
+        schedule.sent(0);
+        assert_eq!(bulk(&mut schedule).unwrap().1[0].frames.start(), Gfn::new(BULK_QUANTUM));
+    }
+
+    #[test]
+    fn sessions_take_turns_and_a_stopped_one_holds_up_nobody() {
+        let mut schedule = Schedule::default();
+        (0..3).for_each(|session| schedule.push(session, answer(1, Class::Bulk, 0, 2000)));
+        let mut order = Vec::new();
+        for _ in 0..6 {
+            let (session, _) = bulk(&mut schedule).unwrap();
+            order.push(session);
+            // Session 1 never reads.
+            if session != 1 {
+                schedule.sent(session);
+            }
+        }
+        assert_eq!(order, [0, 1, 2, 0, 2, 0]);
+    }
+
+    #[test]
+    fn control_bytes_go_before_and_need_no_runs() {
+        let mut schedule = Schedule::default();
+        schedule.push_control(4);
+        schedule.push_control(4);
+        assert_eq!(urgent(&mut schedule), Some((4, vec![])));
+        schedule.sent(4);
+        assert_eq!(urgent(&mut schedule), None);
+    }
+
+    #[test]
+    fn what_is_cleared_is_not_sent() {
+        let mut schedule = Schedule::default();
+        schedule.push(0, answer(1, Class::Demand, 0, 1));
+        schedule.push(0, answer(2, Class::Bulk, 0, 1));
+        assert_eq!(schedule.depth(), [1, 1]);
+        assert_eq!(schedule.clear(0), [1, 2]);
+        assert_eq!(schedule.depth(), [0, 0]);
+        assert_eq!((urgent(&mut schedule), bulk(&mut schedule)), (None, None));
+    }
+
+    #[test]
+    fn a_send_is_bounded_in_pieces_even_among_zeros() {
+        let mut schedule = Schedule::default();
+        for tag in 1..1000 {
+            schedule.push(0, answer(tag, Class::Bulk, 0, 1));
+        }
+        let mut runs = Vec::new();
+        assert_eq!(schedule.next_bulk(|_| Some(&Pattern as &dyn Layout), &mut runs), Some(0));
+        assert_eq!(runs.len(), MAX_RUNS);
+        assert_eq!(schedule.depth(), [0, 999 - MAX_RUNS]);
+    }
+
+    proptest! {
+        /// Every frame that was asked for is sent once, and the last run of a request is marked.
+        #[test]
+        fn everything_is_sent_once(
+            requests in prop::collection::vec((0..3usize, any::<bool>(), 0..5000u64, 1..1500u64), 1..20),
+            choices in prop::collection::vec(any::<bool>(), 16),
+        ) {
+            let mut schedule = Schedule::default();
+            let mut wanted = BTreeMap::new();
+            for (tag, (session, demand, start, count)) in (1..).zip(&requests) {
+                let class = if *demand { Class::Demand } else { Class::Bulk };
+                schedule.push(*session, answer(tag, class, *start, *count));
+                wanted.insert(tag, (*start..start + count).collect::<Vec<_>>());
+            }
+            let mut got: BTreeMap<Tag, Vec<u64>> = BTreeMap::new();
+            let (mut busy, mut runs, mut lasts) = (Vec::new(), Vec::new(), 0);
+            let mut choices = choices.into_iter().cycle();
+            loop {
+                let layout = |_| Some(&Pattern as &dyn Layout);
+                let next = schedule.next_urgent(layout, &mut runs).or_else(|| schedule.next_bulk(layout, &mut runs));
+                if let Some(session) = next {
+                    prop_assert!(!busy.contains(&session), "two sends at one time");
+                    prop_assert!(!runs.is_empty() && runs.len() <= MAX_RUNS);
+                    busy.push(session);
+                }
+                for run in &runs {
+                    prop_assert!(run.content == Content::Zero || run.frames.count().get() <= MAX_PAGES_PER_RUN.into());
+                    got.entry(run.tag).or_default().extend(run.frames.frames().map(Gfn::index));
+                    lasts += usize::from(run.last);
+                }
+                if next.is_none() && busy.is_empty() {
+                    break;
+                }
+                if (next.is_none() || choices.next() == Some(true)) && !busy.is_empty() {
+                    schedule.sent(busy.remove(0));
+                }
+            }
+            prop_assert_eq!(got, wanted);
+            prop_assert_eq!(lasts, requests.len());
+            prop_assert_eq!(schedule.depth(), [0, 0]);
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use descriptor::fetch::Capabilities;
 use descriptor::{Endpoint, ImageId};
 use parking_lot::Mutex;
 
@@ -20,7 +21,8 @@ use crate::sys::EventCounter;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) catalog: Catalog,
-    pub(crate) session: Arc<SessionConfig>,
+    unix_sessions: Arc<SessionConfig>,
+    tcp_sessions: Arc<SessionConfig>,
     pub(crate) compress: Compress,
     pub(crate) rings: Vec<RingHandle>,
     pub(crate) sessions: Mutex<BTreeMap<u64, Arc<SessionRecord>>>,
@@ -78,7 +80,8 @@ impl Shared {
             .collect::<std::io::Result<_>>()?;
         Ok(Self {
             catalog: Catalog::default(),
-            session: Arc::new(config.session.clone()),
+            unix_sessions: Arc::new(config.session.clone()),
+            tcp_sessions: Arc::new(config.session.clone().without(Capabilities::LOCAL)),
             compress: config.compress,
             rings,
             sessions: Mutex::default(),
@@ -101,6 +104,11 @@ impl Shared {
             ring.inbox.lock().push(command);
             ring.wake.signal();
         }
+    }
+
+    /// What sessions keep to that come in over TCP, or over a Unix socket.
+    pub(crate) fn session_config(&self, tcp: bool) -> Arc<SessionConfig> {
+        Arc::clone(if tcp { &self.tcp_sessions } else { &self.unix_sessions })
     }
 
     /// Takes an image out of service, its sessions included.

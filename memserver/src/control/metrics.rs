@@ -150,7 +150,7 @@ impl Counters {
             let labels = [("class", name(class))];
             let mut buckets = latency.doublings();
             if let Some((bound, _)) = buckets.last_mut() {
-                *bound = f64::MAX;
+                *bound = f64::INFINITY;
             }
             let mut metric = family.encode_family(&labels)?;
             metric.encode_histogram::<NoLabelSet>(latency.sum_seconds(), latency.count(), &buckets, None)?;
@@ -169,7 +169,11 @@ fn counters(
 ) -> Encoded {
     let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
     for (labels, value) in values {
-        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        // A family without labels is no family.
+        match labels.is_empty() {
+            true => family.encode_counter::<NoLabelSet, u64, u64>(&value, None)?,
+            false => ConstCounter::new(value).encode(family.encode_family(&labels)?)?,
+        }
     }
     Ok(())
 }
@@ -183,7 +187,10 @@ fn gauges(
     let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
     for (labels, value) in values {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
-        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        match labels.is_empty() {
+            true => family.encode_gauge(&value)?,
+            false => ConstGauge::new(value).encode(family.encode_family(&labels)?)?,
+        }
     }
     Ok(())
 }

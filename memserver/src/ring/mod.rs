@@ -247,7 +247,8 @@ impl Ring {
     }
 
     fn open(&mut self, now: Duration, listener: u32, socket: Socket) {
-        let mut session = Session::new(now, Arc::clone(&self.shared.session));
+        let is_tcp = self.listeners.get(listener as usize).is_some_and(|acceptor| acceptor.listener.is_tcp());
+        let mut session = Session::new(now, self.shared.session_config(is_tcp));
         if !self.shared.open_connection() {
             session.refuse(Refusal::Busy);
         }
@@ -260,7 +261,6 @@ impl Ring {
             (self.connections.len() - 1) as u32
         });
         let key = Key { slot, generation: self.generation };
-        let is_tcp = self.listeners.get(listener as usize).is_some_and(|acceptor| acceptor.listener.is_tcp());
         let zero_copy = is_tcp && self.uring.features().zero_copy;
         let peer_wanted = is_tcp && self.uring.features().peer_names;
         let mut connection = Connection::new(key.generation, listener, socket, session, zero_copy);
@@ -367,7 +367,7 @@ impl Ring {
             Compress::Auto if is_remote => Some(Compressor::new(false)),
             Compress::Auto | Compress::Off => None,
         };
-        connection.local_due = capabilities.contains(Capabilities::LOCAL) && !acceptor.listener.is_tcp();
+        connection.local_due = capabilities.contains(Capabilities::LOCAL);
         connection.image = image;
         let record = Arc::new(SessionRecord {
             id: (self.index as u64) << 32 | u64::from(key.generation),

@@ -27,6 +27,12 @@ impl SessionConfig {
         Duration::from_millis(self.limits.idle_timeout_ms.into())
     }
 
+    /// The same without `capabilities`.
+    pub fn without(self, capabilities: Capabilities) -> Self {
+        let bits = self.capabilities.bits() & !capabilities.bits();
+        Self { capabilities: Capabilities::from_bits(bits), ..self }
+    }
+
     /// True when `ticket` is the right one, or none is needed; takes as long for every wrong one of the same length.
     pub(super) fn admits(&self, ticket: &[u8]) -> bool {
         self.ticket.as_ref().is_none_or(|expected| bool::from(expected.as_slice().ct_eq(ticket)))

@@ -213,6 +213,11 @@ impl Client {
         self.tag
     }
 
+    /// Asks for far more bulk than any socket buffer holds.
+    pub fn request_plenty(&mut self) -> Vec<Tag> {
+        (0..8).map(|_| self.request(Class::Bulk, &[range(2000, FRAMES - 2000)])).collect()
+    }
+
     pub fn receive(&mut self) -> Got {
         loop {
             if let Some((message, length)) = decode(&self.buffer).unwrap() {
