@@ -57,7 +57,7 @@ fn obey(command: u8, memory: &mut Memory) -> String {
             format!("WROTE pages={pages} generation={}", memory.generation)
         }
         b'D' => format!("DROPPED pages={}", memory.drop_tail()),
-        b'S' => power_off(),
+        b'S' => stop(),
         other => format!("UNKNOWN {other:#04x}"),
     }
 }
@@ -241,17 +241,19 @@ fn kernel_random() -> [u8; 16] {
     bytes
 }
 
-fn power_off() -> ! {
+/// Restarts the machine, which ends a QEMU that was told `-no-reboot`: every machine type can do that, but not
+/// each of them can power off.
+fn stop() -> ! {
     // SAFETY: no memory is involved; the machine ends here.
-    unsafe { sys::reboot(sys::RB_POWER_OFF) };
-    panic!("the machine could not be powered off");
+    unsafe { sys::reboot(sys::RB_AUTOBOOT) };
+    panic!("the machine could not be restarted");
 }
 
 /// What std lacks of the C library on x86-64 Linux.
 mod sys {
     pub const POLLIN: i16 = 1;
     pub const MADV_DONTNEED: i32 = 4;
-    pub const RB_POWER_OFF: i32 = 0x4321_fedc;
+    pub const RB_AUTOBOOT: i32 = 0x0123_4567;
 
     #[repr(C)]
     pub struct PollFd {
