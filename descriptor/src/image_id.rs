@@ -1,5 +1,5 @@
-use std::fmt;
 use std::str::FromStr;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -17,6 +17,17 @@ pub struct ImageId([u8; 16]);
 pub struct ParseImageIdError(String);
 
 impl ImageId {
+    /// A new name, from the system's random numbers.
+    ///
+    /// # Errors
+    /// When the system has none.
+    pub fn random() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        // The kernel gives up to 256 bytes at once or not at all.
+        let length = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        if length == bytes.len() { Ok(Self(bytes)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
     /// The image id with these bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -74,6 +85,11 @@ impl TryFrom<String> for ImageId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_names_differ() {
+        assert_ne!(ImageId::random().unwrap(), ImageId::random().unwrap());
+    }
 
     #[test]
     fn text_round_trip() {

@@ -6,12 +6,14 @@
 //! - [`image`]: where the pages of an image lie in its files ([`image::ExtentTable`]);
 //! - [`import`]: how the hypervisors' own formats become descriptors and image indexes;
 //! - [`mod@file`]: the files that hold a descriptor or an image's index;
+//! - [`cli`]: the `descriptor` command;
 //! - [`fetch`]: the protocol by which a pager asks a page server for pages, as a codec without I/O.
 //!
 //! What this crate deliberately does not do: it maps no memory, opens no network socket, and contains no unsafe code.
 //! Page bytes are somebody else's burden; here are only the numbers that name them.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 mod endpoint;
 pub mod fetch;
 pub mod file;

@@ -51,9 +51,12 @@ mod section;
 mod tests;
 mod wire;
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 pub use container::{Container, MAX_COMPRESSED, MAX_EXPANSION, SectionEntry};
+pub(crate) use disk::read_bytes;
 pub use error::{ContentError, FileError, FormatError};
 
 /// What a file is.
@@ -85,6 +88,19 @@ impl FileKind {
             FileKind::Descriptor => "snow",
             FileKind::ImageIndex => "snowidx",
         }
+    }
+
+    /// The path of the file of this kind in the pair called `name`: `NAME.snow` or `NAME.snowidx`. Either of these is taken as
+    /// `name` too.
+    pub fn path(self, name: &Path) -> PathBuf {
+        let extensions = [FileKind::Descriptor, FileKind::ImageIndex].map(FileKind::extension);
+        let mut path = match name.extension().and_then(OsStr::to_str) {
+            Some(extension) if extensions.contains(&extension) => name.with_extension(""),
+            _ => name.to_owned(),
+        };
+        path.as_mut_os_string().push(".");
+        path.as_mut_os_string().push(self.extension());
+        path
     }
 
     const fn number(self) -> u16 {

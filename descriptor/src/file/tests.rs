@@ -326,6 +326,14 @@ fn files_are_replaced_as_a_whole() {
     assert!(matches!(Descriptor::read(Path::new("/dev/zero")), Err(FileError::NotRegular(_))));
 }
 
+#[test]
+fn pairs_of_files_have_one_name() {
+    for name in ["a/web.1", "a/web.1.snow", "a/web.1.snowidx"] {
+        assert_eq!(FileKind::Descriptor.path(Path::new(name)), Path::new("a/web.1.snow"));
+        assert_eq!(FileKind::ImageIndex.path(Path::new(name)), Path::new("a/web.1.snowidx"));
+    }
+}
+
 fn frame_sets() -> impl Strategy<Value = FrameSet> {
     proptest::collection::vec((0..1024u64, 1..200u64), 0..20).prop_map(|ranges| {
         let ranges: Vec<_> = ranges.into_iter().map(|(s, c)| range(s, c.min(1024 - s))).collect();

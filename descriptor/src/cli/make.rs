@@ -1,0 +1,176 @@
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
+use crate::file::FileKind;
+use crate::image::{ImageIndex, zero_frames};
+use crate::import::raw::{self, RawImage, RawRegion};
+use crate::{Descriptor, Endpoint, ImageId};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Make {
+    /// From a file that holds nothing but pages
+    Raw(Raw),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Raw {
+    /// The raw memory file; it stays where it is, and clones are served from it
+    file: PathBuf,
+    /// A region of the guest, in the order of the file (may be repeated): NAME@START:SIZE, or NAME@START:SIZE:2M for huge
+    /// pages. Without it the file is one region called `ram` from 0 on
+    #[arg(long = "region", value_name = "REGION")]
+    regions: Vec<RawRegion>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Where a new pair of files goes, and what they say of themselves; the same for every kind of source.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// The parent's name, for people
+    #[arg(long, value_name = "PARENT", default_value = "")]
+    name: String,
+    /// A page server to be written into the descriptor (may be repeated): tcp://HOST:PORT or unix:PATH
+    #[arg(long = "server", value_name = "ENDPOINT")]
+    servers: Vec<Endpoint>,
+    /// Write NAME.snow and NAME.snowidx
+    #[arg(short, long, value_name = "NAME")]
+    output: PathBuf,
+    /// Replace files that exist
+    #[arg(long)]
+    force: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Make {
+    pub(super) fn run(&self) -> Result<Outcome, CliError> {
+        match self {
+            Make::Raw(raw) => raw.run(),
+        }
+    }
+}
+
+impl Raw {
+    fn run(&self) -> Result<Outcome, CliError> {
+        self.target.check()?;
+        let raw = RawImage {
+            file: self.file.clone(),
+            regions: self.regions.clone(),
+            image: ImageId::random().map_err(CliError::Random)?,
+            parent: self.target.name.clone(),
+            servers: self.target.servers.clone(),
+        };
+        let begin = Instant::now();
+        let mut scan = Duration::ZERO;
+        let (descriptor, index) = raw::import(&raw, self.target.folder(), |image, frames| {
+            let begin = Instant::now();
+            let bar = scan_progress(frames.count());
+            let zero = zero_frames(image, frames, &|pages| bar.inc(pages.bytes()));
+            bar.finish_and_clear();
+            scan = begin.elapsed();
+            zero
+        })?;
+        self.target.write(&descriptor, &index, begin.elapsed().saturating_sub(scan), scan)
+    }
+}
+
+impl Target {
+    /// Refuses to replace files before any work is done.
+    fn check(&self) -> Result<(), CliError> {
+        let paths = [FileKind::Descriptor, FileKind::ImageIndex].map(|kind| kind.path(&self.output));
+        match paths.into_iter().find(|path| path.exists()) {
+            Some(path) if !self.force => Err(CliError::Exists(path)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The folder that the files go into.
+    fn folder(&self) -> &Path {
+        self.output.parent().unwrap_or(Path::new(""))
+    }
+
+    /// Writes both files and says what they hold. `make` is how long it took to make them, `scan` the search for zero pages.
+    fn write(
+        &self,
+        descriptor: &Descriptor,
+        index: &ImageIndex,
+        make: Duration,
+        scan: Duration,
+    ) -> Result<Outcome, CliError> {
+        let begin = Instant::now();
+        let [descriptor_path, index_path] =
+            [FileKind::Descriptor, FileKind::ImageIndex].map(|kind| kind.path(&self.output));
+        // A descriptor without its index would promise pages that nobody can serve.
+        index.write(&index_path)?;
+        descriptor.write(&descriptor_path)?;
+        let write = begin.elapsed();
+        let [descriptor_bytes, index_bytes] = [&descriptor_path, &index_path].map(|path| file_length(path));
+
+        let memory = descriptor.memory.frame_count();
+        let zero = descriptor.zero.count();
+        let data = memory - zero;
+        if self.json {
+            answer_json(&json!({
+                "descriptor": descriptor_path,
+                "descriptor_bytes": descriptor_bytes,
+                "index": index_path,
+                "index_bytes": index_bytes,
+                "image": descriptor.identity.image,
+                "memory_bytes": memory.bytes(),
+                "data_bytes": data.bytes(),
+                "zero_bytes": zero.bytes(),
+                "make_us": micros(make),
+                "scan_us": micros(scan),
+                "write_us": micros(write),
+            }))?;
+            return Ok(Outcome::Good);
+        }
+        let mut out = String::new();
+        text::table(
+            &mut out,
+            &["FILE", ">SIZE", "HOLDS"],
+            &[
+                vec![
+                    descriptor_path.display().to_string(),
+                    text::size(descriptor_bytes),
+                    format!("what a clone of image {} needs to begin", descriptor.identity.image),
+                ],
+                vec![
+                    index_path.display().to_string(),
+                    text::size(index_bytes),
+                    "what the page server needs; keep it beside the image".to_owned(),
+                ],
+            ],
+        );
+        let seconds = scan.as_secs_f64();
+        let speed = if seconds > 0.0 { memory.bytes() as f64 / seconds / f64::from(1 << 30) } else { 0.0 };
+        out += &format!(
+            "\n{} of memory: {} data, {} zero ({})\n",
+            text::size(memory.bytes()),
+            text::size(data.bytes()),
+            text::size(zero.bytes()),
+            text::share(zero, memory),
+        );
+        out += &format!(
+            "zero scan {seconds:.3} s ({speed:.1} GiB/s), making {:.1} ms, writing and syncing {:.1} ms\n",
+            make.as_secs_f64() * 1e3,
+            write.as_secs_f64() * 1e3,
+        );
+        answer(&out)?;
+        Ok(Outcome::Good)
+    }
+}
+
+fn file_length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

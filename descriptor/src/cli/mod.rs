@@ -1,0 +1,116 @@
+//! The `descriptor` command, as a library so that `snowflock descriptor` is the same program.
+//!
+//! Exit codes: 0 when all is well, 1 when something failed or a check found a fault, 2 when the command line is wrong.
+
+mod inspect;
+mod make;
+mod text;
+mod verify;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use thiserror::Error;
+
+use crate::file::{FileError, FormatError};
+use crate::image::ImageError;
+use crate::import::raw::RawError;
+use crate::{PageCount, Report};
+
+/// Makes, shows and checks the descriptors of virtual machines that are forked.
+#[derive(Debug, Parser)]
+#[command(name = "descriptor", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a descriptor (NAME.snow) and the index of its image (NAME.snowidx)
+    #[command(subcommand)]
+    Make(make::Make),
+    /// Show what a descriptor or an image index holds
+    Inspect(inspect::Inspect),
+    /// Check a descriptor or an image index, and with --image the image too
+    Verify(verify::Verify),
+}
+
+/// What keeps a command from doing its work.
+#[derive(Debug, Error)]
+enum CliError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("cannot use {path}", path = path.display())]
+    Format { path: PathBuf, source: FormatError },
+    #[error(transparent)]
+    Raw(#[from] RawError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("{path} exists; --force replaces it", path = .0.display())]
+    Exists(PathBuf),
+    #[error("cannot draw a name for the image from the system's random numbers")]
+    Random(#[source] io::Error),
+    #[error("cannot write the output")]
+    Output(#[source] io::Error),
+}
+
+/// What a command that could do its work has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Good,
+    Faulty,
+}
+
+/// Runs the command with these arguments, the first of which is its name.
+pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // When nobody reads it, the exit code still says it.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let result = match &cli.command {
+        Command::Make(make) => make.run(),
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Verify(verify) => verify.run(),
+    };
+    match result {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Faulty) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("descriptor: {}", Report(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes a command's answer to the standard output.
+fn answer(text: &str) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // The reader has seen enough, as `head` has.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(CliError::Output),
+    }
+}
+
+fn answer_json(value: &serde_json::Value) -> Result<(), CliError> {
+    answer(&format!("{value:#}\n"))
+}
+
+/// A progress bar for a scan of `pages`, which shows itself on a terminal only.
+fn scan_progress(pages: PageCount) -> ProgressBar {
+    let bar = ProgressBar::new(pages.bytes());
+    let template = "looking for zero pages  {bar:40}  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
