@@ -54,6 +54,16 @@ impl Image {
         self.zero.contains(gfn) || self.free.contains(gfn)
     }
 
+    /// The longest head of `range` that is all zero, or at most `limit` pages of which none is; and whether it is zero.
+    pub fn head(&self, range: FrameRange, limit: PageCount) -> (FrameRange, bool) {
+        let (run, zero) = match self.zero.runs_in(range).next() {
+            Some(zeros) if zeros.start() == range.start() => (zeros, true),
+            Some(zeros) => (FrameRange::between(range.start(), zeros.start()), false),
+            None => (range, false),
+        };
+        (if zero { run } else { run.split_at(limit).0 }, zero)
+    }
+
     /// A word of the image as it is served.
     pub fn word(&self, gfn: Gfn, index: u64) -> u64 {
         if self.zero.contains(gfn) { 0 } else { (gfn.index() + 1).wrapping_mul(self.salt).wrapping_add(index) }

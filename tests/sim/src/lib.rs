@@ -1,13 +1,13 @@
 //! SnowFlock under a virtual clock: N clones, their pagers, a network and a page server in one thread, from one seed.
 //!
-//! The pagers are memtap's own; their shells, the fault port, the guests and the network are models that misbehave as the real
+//! The pagers are memtap's own, the server's sessions memserver's; their shells, the fault port, the guests and the network are models that misbehave as the real
 //! ones may, only more often:
 //!
 //! - [`network`]: loses, duplicates, reorders, delays and parts; streams are cut and reset;
 //! - [`port`]: a userfaultfd whose events come late and out of order, which is busy while a discard is unread, and which takes
 //!   discarded pages away some time after it said so;
 //! - [`guest`]: threads that read, write and discard, and know what each page must hold;
-//! - [`server`]: a page server that speaks the fetch protocol over either kind of network;
+//! - [`server`]: memserver's sessions and schedule behind streams; [`datagrams`]: a model of a page server behind datagrams;
 //! - [`world`]: all of them together, with the properties that are checked.
 //!
 //! Everything random comes from the seed, so a run repeats exactly. What is checked: a page that a guest reads is the image's,
@@ -15,6 +15,7 @@
 //! thread comes to its end, unless the pager says that it failed and the scenario gives it a reason to; the pager keeps to
 //! the server's limits; where nothing goes wrong, no fault takes long.
 
+pub mod datagrams;
 pub mod events;
 pub mod guest;
 pub mod image;

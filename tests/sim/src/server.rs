@@ -1,134 +1,142 @@
-//! A page server: requests in, runs of pages out, demand before bulk.
+//! A page server behind streams: memserver's own sessions and its schedule, with a model of its shell around them.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use descriptor::fetch::{
-    Capabilities, Class, Encoding, ErrorCode, Limits, Message, PageRun, Preamble, Tag, Welcome, decode, decode_preamble,
-};
+use descriptor::fetch::{Capabilities, ErrorCode, Limits, Message, Tag};
 use descriptor::{FrameRange, Gfn, ImageId, PageCount};
 use fastrand::Rng;
+use memserver::schedule::{Content, Layout, Run, Schedule};
+use memserver::session::{Event, ImageFacts, Session, SessionConfig};
 
+use crate::datagrams::push_run;
 use crate::image::Image;
 
-/// The image that every server serves.
+/// The image that is served.
 pub const IMAGE: ImageId = ImageId::from_bytes(*b"the parent's one");
 
-/// Answers that wait; of datagrams that ask for more, the server forgets the oldest.
-const MAX_QUEUED: usize = 4096;
-
-/// The server's side of one connection, or of one client's datagrams.
+/// The server, its sessions numbered as the clones are.
 #[derive(Debug)]
-pub struct Session {
-    inbox: Vec<u8>,
-    greeted: bool,
-    demand: VecDeque<Answer>,
-    bulk: VecDeque<Answer>,
-    /// Pages and requests that the client is owed.
-    owed: (u64, u64),
-    limits: Limits,
-    strict: bool,
+pub struct Server {
+    image: Image,
+    config: Arc<SessionConfig>,
+    schedule: Schedule,
+    sessions: BTreeMap<usize, Session>,
+    /// Requests that were answered with an error.
+    refused: Vec<(usize, Tag)>,
+    /// Requests in a thousand that fail.
+    errors: u32,
+    bad: Option<Gfn>,
 }
 
+/// Bytes for a client.
 #[derive(Debug)]
-struct Answer {
-    tag: Tag,
-    ranges: Vec<FrameRange>,
-    fails: bool,
+pub struct Send {
+    /// The session.
+    pub session: usize,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// The client is to be hung up on behind them.
+    pub finish: bool,
 }
 
-impl Session {
-    /// A session with a client that must keep to `limits`; `strict` where the client can know what it is owed.
-    pub fn new(limits: Limits, strict: bool) -> Self {
-        let (demand, bulk) = (VecDeque::new(), VecDeque::new());
-        Self { inbox: Vec::new(), greeted: false, demand, bulk, owed: (0, 0), limits, strict }
+impl Server {
+    /// A server of `image`, of whose answers `errors` in a thousand fail, and each with page `bad`.
+    pub fn new(image: Image, limits: Limits, errors: u32, bad: Option<Gfn>) -> Self {
+        let config = SessionConfig { limits, capabilities: Capabilities::default(), ..SessionConfig::default() };
+        let (schedule, sessions) = (Schedule::default(), BTreeMap::new());
+        Self { image, config: Arc::new(config), schedule, sessions, refused: Vec::new(), errors, bad }
     }
 
-    /// Takes bytes of a stream; returns what is to be sent at once.
-    pub fn receive(&mut self, bytes: &[u8], image: &Image, errors: u32, rng: &mut Rng) -> Vec<u8> {
-        self.inbox.extend_from_slice(bytes);
-        let mut reply = Vec::new();
-        if !self.greeted {
-            let Some((_, length)) = decode_preamble(&self.inbox).expect("the client speaks the protocol") else {
-                return reply;
-            };
-            self.inbox.drain(..length);
-            self.greeted = true;
-            Preamble.encode(&mut reply);
-        }
-        let inbox = std::mem::take(&mut self.inbox);
-        let mut rest = &inbox[..];
-        while let Some((message, length)) = decode(rest).expect("the client speaks the protocol") {
-            rest = &rest[length..];
-            self.take(&message, image, errors, rng, &mut reply);
-        }
-        self.inbox = rest.to_vec();
-        reply
+    /// A client connected.
+    pub fn connected(&mut self, now: Duration, session: usize) {
+        self.sessions.insert(session, Session::new(now, Arc::clone(&self.config)));
     }
 
-    /// Takes one message.
-    pub fn take(&mut self, message: &Message<'_>, image: &Image, errors: u32, rng: &mut Rng, reply: &mut Vec<u8>) {
-        match message {
-            Message::Hello(hello) => {
-                assert_eq!(hello.image, IMAGE);
-                let frames = image.memory.universe();
-                let capabilities = Capabilities::default();
-                Message::Welcome(Welcome { image: IMAGE, frames, capabilities, limits: self.limits }).encode(reply);
-            }
-            Message::Request(request) => {
-                let ranges: Vec<FrameRange> = request.ranges().collect();
-                let pages: u64 = ranges.iter().map(|range| range.count().get()).sum();
-                self.owed = (self.owed.0 + pages, self.owed.1 + 1);
-                if self.strict {
-                    assert!(self.owed.0 <= u64::from(self.limits.max_pages), "more pages asked for than allowed");
-                    assert!(self.owed.1 <= u64::from(self.limits.max_requests), "more requests than allowed");
-                }
-                let queue = if request.class == Class::Demand { &mut self.demand } else { &mut self.bulk };
-                queue.push_back(Answer { tag: request.tag, ranges, fails: rng.u32(0..1000) < errors });
-                if queue.len() > MAX_QUEUED {
-                    queue.pop_front();
-                }
-            }
-            other => panic!("a client does not send {other:?}"),
+    /// A connection broke or came to its end.
+    pub fn gone(&mut self, session: usize) {
+        self.sessions.remove(&session);
+        self.schedule.remove(session);
+        self.refused.retain(|(refused, _)| *refused != session);
+    }
+
+    /// Ends all sessions in good order.
+    pub fn drain(&mut self, now: Duration) {
+        for (index, session) in &mut self.sessions {
+            session.drain(now);
+            obey(*index, session, &mut self.schedule);
         }
     }
 
-    /// The next message to send: a run of at most `quantum` pages, demand first.
-    pub fn next(&mut self, image: &Image, bad: Option<Gfn>, quantum: u64) -> Option<Vec<u8>> {
-        let queue = if self.demand.is_empty() { &mut self.bulk } else { &mut self.demand };
-        let answer = queue.front_mut()?;
-        let tag = answer.tag;
-        let mut message = Vec::new();
-        let unreadable = |range: &FrameRange| bad.is_some_and(|bad| range.contains(bad));
-        if answer.fails || answer.ranges.iter().any(unreadable) {
-            let pages: u64 = answer.ranges.iter().map(|range| range.count().get()).sum();
-            queue.pop_front();
-            self.owed = (self.owed.0.saturating_sub(pages), self.owed.1 - 1);
-            Message::Error(tag, ErrorCode::Unreadable, "the disk is bad").encode(&mut message);
-            return Some(message);
-        }
-        let range = answer.ranges.remove(0);
-        let zeros = image.zero.runs_in(range).next();
-        let head = match zeros {
-            Some(run) if run.start() == range.start() => run.count(),
-            Some(run) => (run.start() - range.start()).min(PageCount::new(quantum)),
-            None => PageCount::new(quantum),
+    /// Takes bytes from a client.
+    pub fn receive(&mut self, now: Duration, index: usize, bytes: &[u8]) {
+        let Some(session) = self.sessions.get_mut(&index) else {
+            return;
         };
-        let (run, rest) = range.split_at(head);
-        if !rest.is_empty() {
-            answer.ranges.insert(0, rest);
+        let facts = ImageFacts { frames: self.image.memory.universe(), local: false };
+        session.receive(now, bytes, &|image| (image == IMAGE).then_some(facts));
+        obey(index, session, &mut self.schedule);
+    }
+
+    /// The bytes of a session are on their way.
+    pub fn sent(&mut self, now: Duration, index: usize) {
+        if let Some(session) = self.sessions.get_mut(&index) {
+            session.sending(now, false);
+            self.schedule.sent(index);
         }
-        let last = answer.ranges.is_empty();
-        if last {
-            queue.pop_front();
+    }
+
+    /// What is to be sent next.
+    pub fn next_send(&mut self, now: Duration, rng: &mut Rng) -> Option<Send> {
+        let mut runs = Vec::new();
+        let layout: &dyn Layout = &self.image;
+        let next = self.schedule.next_urgent(|_| Some(layout), &mut runs);
+        let index = next.or_else(|| self.schedule.next_bulk(|_| Some(layout), &mut runs))?;
+        let session = self.sessions.get_mut(&index)?;
+        session.sending(now, true);
+        let mut bytes = std::mem::take(session.control());
+        for Run { tag, frames, content, last, .. } in runs {
+            session.answered(now, frames.count().get(), last);
+            let fails = rng.u32(0..1000) < self.errors || self.bad.is_some_and(|bad| frames.contains(bad));
+            if self.refused.contains(&(index, tag)) {
+                self.refused.retain(|refused| !last || *refused != (index, tag));
+            } else if fails {
+                Message::Error(tag, ErrorCode::Unreadable, "the disk is bad").encode(&mut bytes);
+                if !last {
+                    self.refused.push((index, tag));
+                }
+            } else {
+                push_run(&self.image, tag, frames, content == Content::Zero, last, &mut bytes);
+            }
         }
-        self.owed = (self.owed.0.saturating_sub(run.count().get()), self.owed.1 - u64::from(last));
-        let zero = image.zero.contains(run.start());
-        let payload = if zero { 0 } else { run.count().bytes() as usize };
-        let encoding = if zero { Encoding::Zero } else { Encoding::Raw };
-        message.extend_from_slice(&PageRun::head(tag, run, encoding, last, payload));
-        if !zero {
-            run.frames().for_each(|gfn| image.push_page(gfn, &mut message));
+        obey(index, session, &mut self.schedule);
+        let finish = session.is_closing();
+        if finish {
+            bytes.append(session.control());
         }
-        Some(message)
+        Some(Send { session: index, bytes, finish })
+    }
+}
+
+impl Layout for Image {
+    fn head(&self, range: FrameRange, limit: PageCount) -> (FrameRange, Content) {
+        let (run, zero) = Image::head(self, range, limit);
+        (run, if zero { Content::Zero } else { Content::Stored })
+    }
+}
+
+/// Does what a session wants done.
+fn obey(index: usize, session: &mut Session, schedule: &mut Schedule) {
+    while let Some(event) = session.poll() {
+        match event {
+            Event::Welcomed { .. } => {}
+            Event::Request(answer) => schedule.push(index, answer),
+            Event::Finish => drop(schedule.clear(index)),
+            Event::Abort(reason) => panic!("the server aborts a session: {reason:?}"),
+        }
+    }
+    if !session.control().is_empty() {
+        schedule.push_control(index);
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use descriptor::fetch::{Capabilities, Encoding, Hello, Message, PageRun, Preamble, Request, decode, decode_preamble};
+use descriptor::fetch::{
+    Capabilities, Encoding, GoodbyeReason, Hello, Message, PageRun, Preamble, Refusal, Request, decode, decode_preamble,
+};
 use descriptor::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 use memtap::pager::{Failure, Input, Output, Pager, PagerConfig, Wanted};
 use memtap::port::{Event, PortTraits, Stop};
@@ -110,6 +112,12 @@ impl Shell {
             Message::Error(tag, code, _) => {
                 self.pager.handle(now, Input::RequestFailed { tag: *tag, code: *code });
             }
+            Message::Ping => {
+                let mut bytes = Vec::new();
+                Message::Pong.encode(&mut bytes);
+                self.outbox.push(bytes);
+            }
+            Message::Goodbye(GoodbyeReason::Draining, _) | Message::Refused(Refusal::Draining, _) => {}
             other => panic!("a server does not send {other:?}"),
         }
     }

@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use descriptor::FrameRange;
-use descriptor::fetch::decode;
+use descriptor::fetch::{Message, decode};
 use fastrand::Rng;
 use memtap::pager::{Hydrate, Input, PagerStats};
 
+use crate::datagrams::Responder;
 use crate::events::Queue;
 use crate::guest::{Guest, Step};
 use crate::network::Link;
 use crate::port::Port;
 use crate::scenario::Scenario;
-use crate::server::Session;
+use crate::server::{Send, Server};
 use crate::shell::Shell;
 
 /// Events after which a run has got stuck in a circle; usual runs have some thousands.
@@ -29,6 +30,7 @@ const CALM_FAULT: Duration = Duration::from_millis(4);
 pub struct World {
     scenario: Scenario,
     queue: Queue<Event>,
+    server: Server,
     clones: Vec<Clone>,
     rng: Rng,
 }
@@ -51,11 +53,14 @@ pub struct Report {
 #[derive(Debug)]
 struct Clone {
     shell: Shell,
-    session: Option<Session>,
+    /// What answers its datagrams, where there is no stream.
+    responder: Responder,
+    connected: bool,
     /// Bytes and datagrams of an earlier connection are lost.
     epoch: u64,
     up: Link,
     down: Link,
+    /// The responder is at work.
     sending: bool,
     timer: Option<Duration>,
     /// Threads that wait until what they gave up is taken.
@@ -73,7 +78,9 @@ enum Event {
     Connect { clone: usize },
     ToServer { clone: usize, epoch: u64, bytes: Vec<u8> },
     ToClone { clone: usize, epoch: u64, bytes: Vec<u8> },
-    Send { clone: usize, epoch: u64 },
+    Sent { clone: usize, epoch: u64 },
+    HangUp { clone: usize, epoch: u64 },
+    Respond { clone: usize },
     OutageBegins,
 }
 
@@ -89,7 +96,8 @@ impl World {
             queue.after(Duration::from_micros(rng.u64(0..100)), Event::Connect { clone });
             Clone {
                 shell: Shell::new(&scenario, port, guest, rng.u64(..)),
-                session: None,
+                responder: Responder::default(),
+                connected: false,
                 epoch: 0,
                 up: Link::new(scenario.quality),
                 down: Link::new(scenario.quality),
@@ -105,7 +113,8 @@ impl World {
         for (start, _) in &scenario.outages {
             queue.at(*start, Event::OutageBegins);
         }
-        Self { scenario, queue, clones, rng }
+        let server = Server::new(scenario.image.clone(), scenario.limits, scenario.errors, scenario.bad);
+        Self { scenario, queue, server, clones, rng }
     }
 
     /// Runs to the end.
@@ -190,12 +199,31 @@ impl World {
                 }
                 Some(clone)
             }
-            Event::Send { clone, epoch } => {
-                self.send(clone, epoch);
+            Event::Sent { clone, epoch } => {
+                if epoch == self.clones[clone].epoch {
+                    self.server.sent(now, clone);
+                    self.serve();
+                }
+                None
+            }
+            Event::HangUp { clone, epoch } => {
+                if epoch == self.clones[clone].epoch {
+                    self.cut(clone);
+                }
+                None
+            }
+            Event::Respond { clone } => {
+                self.respond(clone);
                 None
             }
             Event::OutageBegins => {
-                if !self.scenario.datagrams {
+                if self.scenario.datagrams {
+                    return None;
+                }
+                if self.rng.bool() {
+                    self.server.drain(now);
+                    self.serve();
+                } else {
                     (0..self.clones.len()).for_each(|clone| self.cut(clone));
                 }
                 None
@@ -247,13 +275,13 @@ impl World {
             return;
         }
         let clone = &mut self.clones[index];
-        if clone.session.is_some() {
+        if std::mem::replace(&mut clone.connected, true) {
             return;
         }
-        clone.session = Some(Session::new(self.scenario.limits, !self.scenario.datagrams));
         if self.scenario.datagrams {
             clone.shell.pager.handle(now, Input::SourceUp { limits: self.scenario.limits });
         } else {
+            self.server.connected(now, index);
             let hello = clone.shell.connect();
             self.send_up(index, hello);
         }
@@ -263,9 +291,9 @@ impl World {
     fn cut(&mut self, index: usize) {
         let now = self.queue.now();
         let clone = &mut self.clones[index];
-        if clone.session.take().is_some() {
+        if std::mem::take(&mut clone.connected) {
+            self.server.gone(index);
             clone.epoch += 1;
-            clone.sending = false;
             (clone.up, clone.down) = (Link::new(self.scenario.quality), Link::new(self.scenario.quality));
             clone.shell.pager.handle(now, Input::SourceDown);
             let delay = Duration::from_micros(self.rng.u64(0..5000));
@@ -292,39 +320,53 @@ impl World {
     }
 
     fn server_receives(&mut self, index: usize, epoch: u64, bytes: &[u8]) {
-        let Clone { session, epoch: current, sending, .. } = &mut self.clones[index];
-        let Some(session) = session.as_mut().filter(|_| epoch == *current) else {
+        let now = self.queue.now();
+        let clone = &mut self.clones[index];
+        if epoch != clone.epoch {
             return;
+        }
+        if !self.scenario.datagrams {
+            self.server.receive(now, index, bytes);
+            self.serve();
+            return;
+        }
+        let message = decode(bytes).expect("a datagram is one message").expect("a datagram is whole").0;
+        let Message::Request(request) = message else {
+            panic!("a client sends {message:?}");
         };
-        let (image, errors) = (&self.scenario.image, self.scenario.errors);
-        let mut reply = Vec::new();
-        if self.scenario.datagrams {
-            let message = decode(bytes).expect("a datagram is one message").expect("a datagram is whole").0;
-            session.take(&message, image, errors, &mut self.rng, &mut reply);
-        } else {
-            reply = session.receive(bytes, image, errors, &mut self.rng);
+        clone.responder.take(request, self.scenario.errors, &mut self.rng);
+        if !std::mem::replace(&mut clone.sending, true) {
+            self.queue.after(Duration::from_micros(2), Event::Respond { clone: index });
         }
-        if !std::mem::replace(sending, true) {
-            self.queue.after(Duration::from_micros(2), Event::Send { clone: index, epoch });
-        }
-        self.send_down(index, reply);
     }
 
-    /// Sends the next run of pages, and comes back when it is on its way.
-    fn send(&mut self, index: usize, epoch: u64) {
-        let Clone { session, epoch: current, sending, .. } = &mut self.clones[index];
-        let Some(session) = session.as_mut().filter(|_| epoch == *current) else {
+    /// Lets the server send what it can.
+    fn serve(&mut self) {
+        let now = self.queue.now();
+        while let Some(Send { session, bytes, finish }) = self.server.next_send(now, &mut self.rng) {
+            let epoch = self.clones[session].epoch;
+            self.queue.after(self.transmission(&bytes), Event::Sent { clone: session, epoch });
+            self.send_down(session, bytes);
+            if finish {
+                let end = self.clones[session].down.stream(now, 0, &mut self.rng);
+                self.queue.at(end, Event::HangUp { clone: session, epoch });
+            }
+        }
+    }
+
+    /// Sends the next datagram with pages, and comes back when it is on its way.
+    fn respond(&mut self, index: usize) {
+        let clone = &mut self.clones[index];
+        let Some(bytes) = clone.responder.next(&self.scenario.image, self.scenario.bad) else {
+            clone.sending = false;
             return;
         };
-        // A datagram carries little.
-        let quantum = if self.scenario.datagrams { 8 } else { 256 };
-        let Some(bytes) = session.next(&self.scenario.image, self.scenario.bad, quantum) else {
-            *sending = false;
-            return;
-        };
-        let time = Duration::from_nanos(bytes.len() as u64 * 1000 / self.scenario.quality.rate);
+        self.queue.after(self.transmission(&bytes), Event::Respond { clone: index });
         self.send_down(index, bytes);
-        self.queue.after(time, Event::Send { clone: index, epoch });
+    }
+
+    fn transmission(&self, bytes: &[u8]) -> Duration {
+        Duration::from_nanos(bytes.len() as u64 * 1000 / self.scenario.quality.rate)
     }
 
     fn send_down(&mut self, index: usize, bytes: Vec<u8>) {
