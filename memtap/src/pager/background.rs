@@ -49,12 +49,12 @@ impl Pager {
             // Up to the next granule of zeros.
             let next_blank = self.presence.next_blank(start, self.presence.granule()).map(|blank| blank.start());
             let run = FrameRange::between(start, next_blank.filter(|blank| *blank > start).unwrap_or(end).min(end));
-            self.eager_cursor = self.gather(run, &mut asked);
+            self.eager_cursor = self.gather(Origin::Demand, run, &mut asked);
             if asked.is_full() {
                 break;
             }
         }
-        let (tag, ranges) = self.requests.bulk(now, Origin::Demand, &asked.ranges)?;
+        let (tag, ranges) = self.requests.ask(now, Origin::Demand, asked.ranges)?;
         self.stats.demand_requests += 1;
         Some(Output::Request { tag, class: Class::Demand, ranges })
     }
@@ -94,27 +94,30 @@ impl Pager {
         while !asked.is_full()
             && let Some(run) = self.ahead.pop_front()
         {
-            let end = self.gather(run, &mut asked);
+            let end = self.gather(Origin::Prefetch, run, &mut asked);
             let rest = FrameRange::between(end, run.end());
             if !rest.is_empty() {
                 self.ahead.push_front(rest);
             }
         }
         if !asked.ranges.is_empty() {
-            return self.requests.bulk(now, Origin::Prefetch, &asked.ranges);
+            return self.requests.ask(now, Origin::Prefetch, asked.ranges);
         }
         if self.phase == Phase::Eager || self.course.rest().is_none() {
             return None;
         }
         let mut asked = Gathered::new(room.min(self.pace.allowed(now)));
+        let in_order = self.course.is_in_order();
+        let origin = if in_order { Origin::Prefetch } else { Origin::Hydrate };
         while !asked.is_full()
+            && (asked.ranges.is_empty() || self.course.is_in_order() == in_order)
             && let Some(run) = self.course.rest()
         {
-            let end = self.gather(run, &mut asked);
+            let end = self.gather(origin, run, &mut asked);
             self.course.advance(end);
         }
         self.pace.spend(asked.pages());
-        self.requests.bulk(now, Origin::Hydrate, &asked.ranges)
+        self.requests.ask(now, origin, asked.ranges)
     }
 
     pub(super) fn bulk_room(&self) -> u64 {
@@ -122,21 +125,22 @@ impl Pager {
     }
 
     /// Adds to `asked` what is worth asking for in `run`; tells up to where it came.
-    fn gather(&self, run: FrameRange, asked: &mut Gathered) -> Gfn {
-        for cold in self.presence.cold().runs_in(run) {
-            for missing in self.staging.missing(cold) {
-                for unasked in self.requests.unasked_bulk(missing) {
-                    if asked.is_full() {
-                        return unasked.start();
-                    }
-                    let taken = asked.add(unasked);
-                    if taken < unasked.end() {
-                        return taken;
-                    }
-                }
+    fn gather(&mut self, origin: Origin, run: FrameRange, asked: &mut Gathered) -> Gfn {
+        let mut rest = run;
+        while let Some(piece) = self.first_unasked(rest) {
+            if asked.is_full() {
+                return piece.start();
             }
+            let piece = asked.add(piece);
+            self.requests.claim(origin, piece);
+            rest = FrameRange::between(piece.end(), run.end());
         }
         run.end()
+    }
+
+    fn first_unasked(&self, run: FrameRange) -> Option<FrameRange> {
+        let missing = self.presence.cold().runs_in(run).flat_map(|cold| self.staging.missing(cold));
+        missing.flat_map(|missing| self.requests.unasked_bulk(missing)).next()
     }
 }
 
@@ -159,13 +163,11 @@ impl Gathered {
         self.ranges.iter().map(|range| range.count()).sum()
     }
 
-    /// Adds as much of `range` as there is room for; tells up to where that is.
-    fn add(&mut self, range: FrameRange) -> Gfn {
+    /// Adds as much of `range` as there is room for, and tells how much that is.
+    fn add(&mut self, range: FrameRange) -> FrameRange {
         let (range, _) = range.split_at(PageCount::new(self.room));
         self.room -= range.count().get();
-        if !range.is_empty() {
-            self.ranges.push(range);
-        }
-        range.end()
+        self.ranges.push(range);
+        range
     }
 }

@@ -20,13 +20,13 @@ pub struct PagerConfig {
     pub present: FrameSet,
     /// Frames that must be there before the clone may run.
     pub eager: FrameSet,
-    /// Frames in the order in which they are best fetched ahead of need.
+    /// Frames in the order in which they are best fetched ahead of need; they are, unless [`Prefetch::Off`].
     pub order: Vec<FrameRange>,
     /// What the port can do.
     pub port: PortTraits,
     /// Which pages to fetch around and ahead of faults.
     pub prefetch: Prefetch,
-    /// How to fetch the rest, and [`PagerConfig::order`] before it.
+    /// How to fetch the rest. A rate holds for [`PagerConfig::order`] too.
     pub hydrate: Hydrate,
     /// When to ask again.
     pub retry: Retry,
@@ -110,8 +110,8 @@ pub enum ConfigError {
 }
 
 impl PagerConfig {
-    /// The usual configuration of a clone of `descriptor` behind a port with these traits: adaptive prefetch, no hydration,
-    /// ten seconds of patience.
+    /// The usual configuration of a clone of `descriptor` behind a port with these traits: adaptive prefetch, no
+    /// hydration, ten seconds of patience.
     pub fn for_clone(descriptor: &Descriptor, port: PortTraits) -> Self {
         Self {
             memory: descriptor.memory.clone(),

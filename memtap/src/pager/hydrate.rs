@@ -6,7 +6,7 @@ use descriptor::{FrameRange, Gfn, PageCount};
 
 use super::config::Hydrate;
 
-/// Goes once over the frames of the descriptor's prefetch order, then once over all frames.
+/// Goes once over the frames of the descriptor's prefetch order, then, if they are to be hydrated, once over all.
 #[derive(Debug)]
 pub(super) struct Course {
     order: Vec<FrameRange>,
@@ -14,20 +14,26 @@ pub(super) struct Course {
     /// How far the current range is done.
     done: PageCount,
     all: FrameRange,
+    hydrates: bool,
 }
 
 impl Course {
-    pub(super) fn new(order: Vec<FrameRange>, all: FrameRange) -> Self {
-        Self { order, index: 0, done: PageCount::ZERO, all }
+    pub(super) fn new(order: Vec<FrameRange>, all: FrameRange, hydrates: bool) -> Self {
+        Self { order, index: 0, done: PageCount::ZERO, all, hydrates }
+    }
+
+    /// True as long as the prefetch order is not done.
+    pub(super) fn is_in_order(&self) -> bool {
+        self.index < self.order.len()
     }
 
     /// What remains of the current range; `None` when the course is done.
     pub(super) fn rest(&mut self) -> Option<FrameRange> {
         loop {
-            let range = match self.index.checked_sub(self.order.len()) {
-                None => self.order[self.index].intersection(self.all),
-                Some(0) => self.all,
-                Some(_) => return None,
+            let range = match self.order.get(self.index) {
+                Some(range) => range.intersection(self.all),
+                None if self.hydrates && self.index == self.order.len() => self.all,
+                None => return None,
             };
             let (_, rest) = range.split_at(self.done);
             if !rest.is_empty() {
@@ -42,6 +48,8 @@ impl Course {
     pub(super) fn advance(&mut self, end: Gfn) {
         if let Some(rest) = self.rest() {
             self.done += end - rest.start();
+            // Moves on where the range is done.
+            self.rest();
         }
     }
 }
@@ -66,8 +74,8 @@ impl Pace {
     /// The pages that may be asked for now.
     pub(super) fn allowed(&mut self, now: Duration) -> u64 {
         let rate = match self.policy {
-            Hydrate::Off => return 0,
-            Hydrate::Now => return u64::MAX,
+            // The prefetch order is fetched all the same.
+            Hydrate::Off | Hydrate::Now => return u64::MAX,
             Hydrate::Rate(rate) => rate.get(),
         };
         let earned = now.saturating_sub(self.counted).as_nanos() * u128::from(rate);
@@ -110,7 +118,7 @@ mod tests {
     #[test]
     fn the_order_comes_first() {
         let range = |start, count| FrameRange::new(Gfn::new(start), PageCount::new(count));
-        let mut course = Course::new(vec![range(50, 10), range(200, 5), range(90, 20)], range(0, 100));
+        let mut course = Course::new(vec![range(50, 10), range(200, 5), range(90, 20)], range(0, 100), true);
         let mut seen = Vec::new();
         while let Some(rest) = course.rest() {
             let (head, _) = rest.split_at(PageCount::new(60));

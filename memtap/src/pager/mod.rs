@@ -171,7 +171,7 @@ impl Pager {
             waiting: Waiting::default(),
             staging: Staging::new(universe, port.granule),
             streams: Streams::new(config.prefetch, port.granule.get()),
-            course: Course::new(order, presence.memory().bounds()),
+            course: Course::new(order, presence.memory().bounds(), config.hydrate != Hydrate::Off),
             pace: Pace::new(config.hydrate, now),
             zero_faults: VecDeque::new(),
             zero_around: config.zero_around,

@@ -262,19 +262,20 @@ impl Requests {
         }
     }
 
-    /// A request for `ranges`, cold frames that nothing asks for; at most [`Requests::bulk_room`] of them.
-    pub(super) fn bulk(
+    /// Notes that `range`, cold frames that nothing asks for, will be asked for.
+    pub(super) fn claim(&mut self, origin: Origin, range: FrameRange) {
+        let wanted = if origin == Origin::Demand { &mut self.demand } else { &mut self.bulk };
+        wanted.insert_range(range);
+    }
+
+    /// A request for `ranges` that were claimed for it, at most [`Requests::bulk_room`] frames; `None` when there are none.
+    pub(super) fn ask(
         &mut self,
         now: Duration,
         origin: Origin,
-        ranges: &[FrameRange],
+        ranges: Vec<FrameRange>,
     ) -> Option<(Tag, Vec<FrameRange>)> {
-        let mut asks = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            let wanted = if origin == Origin::Demand { &mut self.demand } else { &mut self.bulk };
-            wanted.insert_range(*range);
-            asks.push(Ask { range: *range, attempts: 0, alone: false });
-        }
+        let asks = ranges.into_iter().map(|range| Ask { range, attempts: 0, alone: false }).collect();
         self.launch(now, origin, asks)
     }
 
