@@ -1,5 +1,6 @@
 //! The guest as something that can end, and that can be stopped when its memory does not come.
 
+pub mod embedded;
 mod process;
 
 use std::io;
