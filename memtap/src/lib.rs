@@ -6,8 +6,12 @@
 //! - [`engine`]: the event loop that joins these in one thread, and how it ends;
 //! - [`guest`]: whose memory it is, as something that ends and that can be stopped.
 //!
+//! [`cli`] is the `memtap` command over all of them, [`admin`] its socket, [`stats`] what it tells there.
+//!
 //! What this crate deliberately does not do: it serves no page, and knows no `memserver` but by the fetch protocol.
 
+pub mod admin;
+pub mod cli;
 pub mod engine;
 pub mod guest;
 pub mod pager;

@@ -23,8 +23,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// Pages are installed from the source's buffers, so that the source is borrowed meanwhile and must stand apart.
 pub(super) struct Desk {
     pub(super) pager: Pager,
-    pub(super) port: Box<dyn FaultPort>,
-    pub(super) guest: Box<dyn Guest>,
+    pub(super) port: Box<dyn FaultPort + Send>,
+    pub(super) guest: Box<dyn Guest + Send>,
     pub(super) control: Control,
     pub(super) staging: StagingBuffers,
     pub(super) events: Vec<Event>,
@@ -43,8 +43,8 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(
         pager: Pager,
-        port: Box<dyn FaultPort>,
-        guest: Box<dyn Guest>,
+        port: Box<dyn FaultPort + Send>,
+        guest: Box<dyn Guest + Send>,
         control: Control,
         status: Status,
         epoch: Instant,

@@ -54,12 +54,14 @@ pub struct EngineConfig {
 }
 
 /// What remains of an engine.
-#[derive(Debug)]
 pub struct Ended {
     /// Why it ended.
     pub outcome: Outcome,
     /// The last status.
     pub status: Status,
+    /// The port. Closing the last copy of a userfaultfd makes the kernel answer what waits with zeros, so whoever cannot stop
+    /// the guest must not drop it.
+    pub port: Box<dyn FaultPort + Send>,
 }
 
 /// One clone's pager with all its shells.
@@ -79,9 +81,9 @@ impl Engine {
     pub fn new(
         config: EngineConfig,
         pager: Pager,
-        port: Box<dyn FaultPort>,
+        port: Box<dyn FaultPort + Send>,
         source: Source,
-        guest: Box<dyn Guest>,
+        guest: Box<dyn Guest + Send>,
         control: Control,
         epoch: Instant,
     ) -> Self {
@@ -303,7 +305,7 @@ impl Engine {
         if fails {
             status.reason = Some(text);
         }
-        Ended { outcome, status }
+        Ended { outcome, status, port: self.desk.port }
     }
 }
 

@@ -87,7 +87,9 @@ impl GuestMemory {
 
     /// Gives up what of `range` lies in the region of its first frame; returns the frames given up.
     pub(super) fn discard(&self, range: FrameRange) -> io::Result<FrameRange> {
-        let Some((frames, mapping)) = self.region(range.start()) else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let Some((frames, mapping)) = self.region(range.start()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
         let range = frames.intersection(range);
         mapping.discard((range.start() - frames.start()).get() as usize, range.count().get() as usize)?;
         Ok(range)

@@ -28,7 +28,7 @@ pub use workload::{ParseWorkloadError, Pattern, Workload};
 
 use super::{Guest, GuestError};
 use crate::port::PortError;
-use crate::port::uffd::{HostRegionsError, OpenError, Userfaultfd, UffdPort};
+use crate::port::uffd::{HostRegionsError, OpenError, UffdPort, Userfaultfd};
 use crate::stats::Percentiles;
 
 use memory::GuestMemory;
@@ -294,7 +294,8 @@ impl Worker<'_> {
                     let range = FrameRange::new(start, PageCount::new(length));
                     // A region need not begin at a multiple of what is given up.
                     let range = if self.memory.page(start).is_some() { range } else { FrameRange::single(gfn) };
-                    let range = self.memory.discard(range).map_err(|source| EmbeddedError::Discard { range, source })?;
+                    let range =
+                        self.memory.discard(range).map_err(|source| EmbeddedError::Discard { range, source })?;
                     report.discarded += range.count().get();
                     model.discard(range);
                 }

@@ -183,7 +183,8 @@ mod tests {
         let expected = Workload { pattern: Pattern::Hot(0.05), touches: 2.0, writes: 0.5, discards: 0.0, seed: 9 };
         assert_eq!(workload, expected);
         assert_eq!("strided:8".parse::<Workload>().unwrap().pattern, Pattern::Strided(8));
-        for wrong in ["", "hot", "strided:0", "random,touches=5", "random,writes=101%", "random,x=1%", "random,seed=-1"] {
+        for wrong in ["", "hot", "strided:0", "random,touches=5", "random,writes=101%", "random,x=1%", "random,seed=-1"]
+        {
             assert!(wrong.parse::<Workload>().is_err(), "{wrong}");
         }
     }

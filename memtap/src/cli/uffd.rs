@@ -1,0 +1,55 @@
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::CliError;
+use super::options::CloneOptions;
+use crate::engine::{OnFailure, exit_code};
+use crate::guest::{Guest, ProcessGuest};
+use crate::port::firecracker::{AcceptError, HandshakeSocket};
+
+/// Serve a VMM that hands its memory over by Firecracker's handshake.
+#[derive(Debug, Args)]
+pub(super) struct UffdArgs {
+    /// Where to wait for the VMM.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// How long to wait for it.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = super::options::duration)]
+    accept_timeout: Duration,
+    #[command(flatten)]
+    clone: CloneOptions,
+}
+
+pub(super) fn run(arguments: &UffdArgs, epoch: Instant) -> Result<u8, CliError> {
+    // The socket first: a VMM may be started at the same time.
+    let socket = HandshakeSocket::bind(&arguments.socket)?;
+    let prepared = arguments.clone.prepare(epoch)?;
+    let (mut guest, connection) = socket.accept(arguments.accept_timeout)?;
+    let port = match connection.receive(&prepared.descriptor.memory) {
+        Ok(port) => port,
+        Err(error) => {
+            fail(&mut guest, arguments.clone.on_failure, &error);
+            return Ok(exit_code::PORT);
+        }
+    };
+    let (engine, _admin) = prepared.engine(Box::new(port), Box::new(guest))?;
+    let ended = engine.run();
+    arguments.clone.write_stats(&ended)?;
+    drop(connection);
+    Ok(ended.outcome.exit_code())
+}
+
+/// Fails a VMM that cannot be served: it would hang at its first missing page.
+fn fail(guest: &mut ProcessGuest, on_failure: OnFailure, error: &AcceptError) {
+    tracing::error!("{}", descriptor::Report(error));
+    let failed = match on_failure {
+        OnFailure::Pause => guest.pause(),
+        OnFailure::Kill => guest.kill(),
+        OnFailure::Hold => Ok(()),
+    };
+    if let Err(error) = failed {
+        tracing::error!("{}", descriptor::Report(&error));
+    }
+}
