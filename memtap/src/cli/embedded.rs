@@ -85,10 +85,16 @@ pub(super) fn run(arguments: &EmbeddedArgs, epoch: Instant) -> Result<u8, CliErr
         }
     }
     let elapsed = epoch.elapsed();
-    let status = match &ended {
-        Some(ended) => Some(ended.status.clone()),
-        None => ask(&control),
-    };
+    let mut status = if ended.is_none() { ask(&control) } else { None };
+    if status.is_none()
+        && ended.is_none()
+        && let Ok(Happened::EngineEnded(end)) = happened.recv()
+    {
+        ended = Some(end);
+    }
+    if let Some(ended) = &ended {
+        status = Some(ended.status.clone());
+    }
     let done = report.is_some();
     let report = report.unwrap_or_default();
     print_json(&result(&report, status.as_ref(), done, elapsed))?;

@@ -33,6 +33,9 @@ use wait::{Ready, Waiter};
 /// Outputs of the core between two looks at the port.
 const OUTPUTS_PER_TURN: usize = 16;
 
+/// How often a port that was told of the completion is asked whether it is through.
+const COMPLETION_CHECK: Duration = Duration::from_millis(1);
+
 /// How long a guest that breaks its connections has to end before that counts as a failure of the port.
 const END_GRACE: Duration = Duration::from_millis(200);
 
@@ -116,6 +119,9 @@ impl Engine {
         let now = self.desk.now();
         self.receive(now)?;
         let more = self.obey(now)?;
+        if self.completed {
+            self.desk.read_events(now)?;
+        }
         if let Some(event) = self.source.flush(now) {
             self.note(event, now)?;
         }
@@ -192,7 +198,6 @@ impl Engine {
                     self.completed = true;
                     self.desk.status.state = "complete".into();
                     self.desk.port.complete()?;
-                    self.desk.read_events(now)?;
                 }
                 Output::Failed { reason } => return Err(EngineError::Pager(reason)),
             }
@@ -206,7 +211,9 @@ impl Engine {
             Some(Duration::ZERO)
         } else {
             let deadlines = [self.desk.pager.next_timeout(), self.source.deadline(), self.reporter.deadline()];
-            deadlines.into_iter().flatten().min().map(|deadline| deadline.saturating_sub(now))
+            let deadline = deadlines.into_iter().flatten().min();
+            let deadline = if self.completed { Some(now + COMPLETION_CHECK) } else { deadline };
+            deadline.map(|deadline| deadline.saturating_sub(now))
         };
         let watched = self.desk.watched(self.source.watch());
         let ready = self.waiter.wait(&watched, timeout).map_err(|error| EngineError::Wait(error.into()))?;

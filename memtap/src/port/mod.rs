@@ -111,7 +111,8 @@ pub trait FaultPort {
     /// When the port cannot go on.
     fn resume(&mut self, gfn: Gfn, waiter: Waiter) -> Result<(), PortError>;
 
-    /// Tells the port that every frame of the image is there, so that it can let the guest go on alone.
+    /// Tells the port that every frame of the image is there, so that it can let the guest go on alone. Its events are to be
+    /// read on, whether or not its descriptor is readable, until [`Event::Closed`] says that it is through.
     ///
     /// # Errors
     /// When the port cannot go on.

@@ -31,6 +31,8 @@ pub(super) struct Connection {
     outbox: Vec<u8>,
     sent: usize,
     readable: bool,
+    /// The inbox may hold another whole message.
+    buffered: bool,
     wants_local: bool,
     ping_after: Duration,
     began: Duration,
@@ -74,6 +76,7 @@ impl Connection {
             outbox,
             sent: 0,
             readable: false,
+            buffered: false,
             wants_local,
             ping_after: PING_AFTER,
             began: now,
@@ -99,7 +102,7 @@ impl Connection {
 
     /// True when [`Connection::next`] may have something.
     pub(super) fn has_work(&self) -> bool {
-        self.readable
+        self.readable || self.buffered
     }
 
     /// The bytes of a payload that was the last to come out of [`Connection::next`].
@@ -172,8 +175,10 @@ impl Connection {
     pub(super) fn next(&mut self, now: Duration, config: &SourceConfig) -> Result<Option<Incoming>, SessionError> {
         loop {
             if let Some(incoming) = self.parse(config)? {
+                self.buffered = true;
                 return Ok(Some(incoming));
             }
+            self.buffered = false;
             if !self.readable {
                 return Ok(None);
             }

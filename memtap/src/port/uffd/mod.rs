@@ -44,7 +44,16 @@ pub struct UffdPort {
     /// Frames with a reported fault that no installation has covered since.
     unanswered: HashSet<Gfn>,
     zeros: Vec<u8>,
-    closed: bool,
+    phase: Phase,
+}
+
+/// How far a port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Its ranges are unregistered, so that nobody waits for a page; but threads may still wait for their discards to be read.
+    Draining,
+    Closed,
 }
 
 impl UffdPort {
@@ -52,7 +61,7 @@ impl UffdPort {
     /// for missing pages.
     pub fn new(fd: OwnedFd, regions: HostRegions) -> Self {
         let buffer = Box::new([0; BATCH * MESSAGE]);
-        Self { fd, regions, buffer, faults: vec![], unanswered: HashSet::new(), zeros: vec![], closed: false }
+        Self { fd, regions, buffer, faults: vec![], unanswered: HashSet::new(), zeros: vec![], phase: Phase::Serving }
     }
 
     /// The regions that it serves.
@@ -99,6 +108,9 @@ impl UffdPort {
         operation: &'static str,
         mut step: impl FnMut(&Self, FrameRange, HostRegion, u64) -> Result<usize, Errno>,
     ) -> Result<Installed, PortError> {
+        if self.phase == Phase::Draining {
+            return Ok(Installed { count: range.count(), stopped: None });
+        }
         let mut rest = range;
         let mut stopped = None;
         while !rest.is_empty() && stopped.is_none() {
@@ -114,7 +126,7 @@ impl UffdPort {
                 }
                 Err(Errno::AGAIN) => stopped = Some(Stop::Busy),
                 Err(error) if is_gone(error) => {
-                    self.closed = true;
+                    self.phase = Phase::Closed;
                     stopped = Some(Stop::Busy);
                 }
                 Err(error) => return Err(failed(operation, part, address, error)),
@@ -123,6 +135,16 @@ impl UffdPort {
         let done = FrameRange::between(range.start(), rest.start());
         self.answered(done);
         Ok(Installed { count: done.count(), stopped })
+    }
+
+    /// True when no thread waits for its discard to be read, or is about to: then the kernel looks for the page of an
+    /// installation, and finds it unregistered.
+    fn is_quiet(&self) -> bool {
+        let pages = self.regions.granule().bytes();
+        self.regions
+            .regions()
+            .first()
+            .is_none_or(|region| sys::zero(self.fd.as_fd(), region.address, pages) != Err(Errno::AGAIN))
     }
 
     /// Forgets the reported faults of `range`: its pages are there, and their waiters awake.
@@ -166,7 +188,7 @@ impl FaultPort for UffdPort {
     }
 
     fn read_events(&mut self, events: &mut Vec<Event>) -> Result<(), PortError> {
-        if self.closed {
+        if self.phase == Phase::Closed {
             events.push(Event::Closed);
             return Ok(());
         }
@@ -189,6 +211,14 @@ impl FaultPort for UffdPort {
             taken += messages.len();
             if messages.len() < BATCH {
                 break;
+            }
+        }
+        if self.phase == Phase::Draining {
+            self.faults.clear();
+            events.clear();
+            if self.is_quiet() {
+                self.phase = Phase::Closed;
+                events.push(Event::Closed);
             }
         }
         events.append(&mut self.faults);
@@ -244,10 +274,13 @@ impl FaultPort for UffdPort {
         for region in self.regions.regions() {
             match sys::unregister(self.fd.as_fd(), region.address, region.length()) {
                 Ok(()) => {}
-                Err(error) if is_gone(error) => self.closed = true,
+                Err(error) if is_gone(error) => {}
                 Err(error) => return Err(failed("UFFDIO_UNREGISTER", region.frames, region.address, error)),
             }
         }
+        // What is missing now is zeros, and the kernel's business.
+        self.unanswered.clear();
+        self.phase = Phase::Draining;
         Ok(())
     }
 }
