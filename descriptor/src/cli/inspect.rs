@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{CliError, Outcome, answer, answer_json, text};
 use crate::file::{Container, FileKind, FormatError, read_bytes};
 use crate::image::{Extent, ImageIndex};
-use crate::memory::MemoryMap;
+use crate::memory::{MemoryMap, Region};
 use crate::{Descriptor, FrameRange, FrameSet, Gfn, PageCount};
 
 /// The width of bars and maps in cells; a line of them fits a terminal of 80 columns.
@@ -149,23 +149,6 @@ fn show_descriptor(descriptor: &Descriptor) -> Shown {
         text::table(&mut out, &["RECORD", ">SIZE"], &rows);
     }
 
-    let regions: Vec<Value> = memory
-        .regions()
-        .iter()
-        .map(|region| {
-            let count = |set: &FrameSet| set.count_in(region.frames).get();
-            json!({
-                "name": region.name,
-                "kind": region.kind,
-                "page_size": region.page_size,
-                "first_frame": region.frames.start(),
-                "pages": region.frames.count(),
-                "data_pages": region.frames.count().get() - count(&quiet),
-                "zero_pages": count(&descriptor.zero),
-                "free_pages": count(&descriptor.free),
-            })
-        })
-        .collect();
     let records: Vec<Value> =
         descriptor.records.iter().map(|record| json!({ "name": record.name, "bytes": record.data.len() })).collect();
     let json = json!({
@@ -183,7 +166,7 @@ fn show_descriptor(descriptor: &Descriptor) -> Shown {
         "free_pages": sets[2].1,
         "eager_pages": sets[3].1,
         "prefetch_pages": sets[4].1,
-        "regions": regions,
+        "regions": regions_json(memory, &[("data_pages", None), ("zero_pages", Some(&descriptor.zero)), ("free_pages", Some(&descriptor.free))], &quiet),
         "records": records,
     });
     Shown { text: out, json }
@@ -226,28 +209,13 @@ fn show_index(index: &ImageIndex) -> Shown {
         .enumerate()
         .map(|(number, file)| json!({ "path": file.path.to_string_lossy(), "bytes": file.length, "pages": per_file(number) }))
         .collect();
-    let regions: Vec<Value> = memory
-        .regions()
-        .iter()
-        .map(|region| {
-            json!({
-                "name": region.name,
-                "kind": region.kind,
-                "page_size": region.page_size,
-                "first_frame": region.frames.start(),
-                "pages": region.frames.count(),
-                "data_pages": region.frames.count() - quiet.count_in(region.frames),
-                "zero_pages": index.zero.count_in(region.frames),
-            })
-        })
-        .collect();
     let json = json!({
         "image": index.image,
         "pages": memory.frame_count(),
         "data_pages": data,
         "zero_pages": index.zero.count(),
         "stored_pages": stored,
-        "regions": regions,
+        "regions": regions_json(memory, &[("data_pages", None), ("zero_pages", Some(&index.zero))], &quiet),
         "files": files,
         "extents": extents.len(),
         "strided_extents": strided,
@@ -260,12 +228,35 @@ fn show_facts(facts: &[(&str, String)]) -> String {
     facts.fold("\n".to_owned(), |out, (name, value)| out + &format!("{name:<12}{value}\n"))
 }
 
+/// The pages of a region that are in `set`, or for `None` those that are not in `quiet`.
+fn pages_in(region: &Region, set: Option<&FrameSet>, quiet: &FrameSet) -> PageCount {
+    let frames = region.frames;
+    set.map_or_else(|| frames.count() - quiet.count_in(frames), |set| set.count_in(frames))
+}
+
+fn regions_json(memory: &MemoryMap, sets: &[(&str, Option<&FrameSet>)], quiet: &FrameSet) -> Value {
+    let region_json = |region: &Region| {
+        let mut json = json!({
+            "name": region.name,
+            "kind": region.kind,
+            "page_size": region.page_size,
+            "first_frame": region.frames.start(),
+            "pages": region.frames.count(),
+        });
+        for (name, set) in sets {
+            json[*name] = pages_in(region, *set, quiet).get().into();
+        }
+        json
+    };
+    memory.regions().iter().map(region_json).collect()
+}
+
 /// A table of the regions with the share of each set, and a map of each; a set without frames is what is left over by `quiet`.
 fn show_regions(memory: &MemoryMap, quiet: &FrameSet, sets: &[(&str, Option<&FrameSet>)]) -> String {
     let mut titles = vec!["REGION".to_owned(), "KIND".into(), "PAGES".into(), "FRAMES".into(), ">SIZE".into()];
     titles.extend(sets.iter().map(|(name, _)| format!(">{name}")));
     let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
-    let row = |region: &crate::memory::Region| {
+    let row = |region: &Region| {
         let frames = region.frames;
         let mut row = vec![
             text::harmless(&region.name),
@@ -274,16 +265,14 @@ fn show_regions(memory: &MemoryMap, quiet: &FrameSet, sets: &[(&str, Option<&Fra
             format!("{}..{}", frames.start(), frames.end()),
             text::size(frames.count().bytes()),
         ];
-        row.extend(sets.iter().map(|(_, set)| {
-            let pages = set.map_or_else(|| frames.count() - quiet.count_in(frames), |set| set.count_in(frames));
-            text::share(pages, frames.count())
-        }));
+        row.extend(sets.iter().map(|(_, set)| text::share(pages_in(region, *set, quiet), frames.count())));
         row
     };
     let mut out = "\n".to_owned();
     text::table(&mut out, &titles, &memory.regions().iter().map(row).collect::<Vec<_>>());
-    // What is small says little in a map.
-    let large = memory.regions().iter().filter(|region| region.frames.count().get() >= WIDTH);
+    // What is small, in itself or beside the rest, says little in a map.
+    let enough = WIDTH.max(memory.frame_count().get() / WIDTH);
+    let large = memory.regions().iter().filter(|region| region.frames.count().get() >= enough);
     for region in large {
         let cell = FrameRange::new(Gfn::new(0), PageCount::new(region.frames.count().get().div_ceil(WIDTH)));
         out += &format!(

@@ -93,6 +93,11 @@ impl Verify {
                 .collect();
             let mut out = String::new();
             text::table(&mut out, &["", "CHECK", "FILE", ""], &rows);
+            out += &match faults {
+                0 => "\nno fault found\n".to_owned(),
+                1 => "\n1 fault found\n".to_owned(),
+                _ => format!("\n{faults} faults found\n"),
+            };
             answer(&out)?;
         }
         Ok(if faults == 0 { Outcome::Good } else { Outcome::Faulty })
