@@ -11,10 +11,18 @@ const ZERO: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 
 /// Copies `size` bytes, a multiple of 4096, from `offset` of `source` to the start of `target`, an empty file, and leaves out
 /// holes and pages of zeros. On file systems that share blocks (btrfs, XFS) nothing is copied at all.
-pub(super) fn copy_memory(source: &File, offset: u64, size: u64, target: &File) -> io::Result<()> {
+///
+/// `goes_on` is told how many bytes are done; false when it broke the copy off.
+pub(super) fn copy_memory(
+    source: &File,
+    offset: u64,
+    size: u64,
+    target: &File,
+    goes_on: &mut dyn FnMut(u64) -> bool,
+) -> io::Result<bool> {
     let whole = offset == 0 && source.metadata()?.len() == size;
     if whole && rustix::fs::ioctl_ficlone(target, source).is_ok() {
-        return Ok(());
+        return Ok(true);
     }
     target.set_len(size)?;
     let mut buffer = vec![0; CHUNK as usize];
@@ -23,6 +31,9 @@ pub(super) fn copy_memory(source: &File, offset: u64, size: u64, target: &File) 
         let (first, count) = run?;
         let (start, end) = (first * PAGE_SIZE, first * PAGE_SIZE + count.bytes());
         for at in (start..end).step_by(CHUNK as usize) {
+            if !goes_on(at) {
+                return Ok(false);
+            }
             let chunk = &mut buffer[..CHUNK.min(end - at) as usize];
             source.read_exact_at(chunk, offset + at)?;
             let mut from = at;
@@ -34,7 +45,7 @@ pub(super) fn copy_memory(source: &File, offset: u64, size: u64, target: &File) 
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// `chunk` in the longest pieces whose pages are all data (true) or all zero (false).
@@ -64,7 +75,8 @@ mod tests {
         source.write_all_at(&[1; 100], 4096).unwrap();
         source.write_all_at(&[0; 65536], 4096 + (1 << 20)).unwrap();
         source.write_all_at(&[2; 8192], 4096 + (1 << 20) + 32768).unwrap();
-        copy_memory(&source, 4096, size, &target).unwrap();
+        assert!(copy_memory(&source, 4096, size, &target, &mut |_| true).unwrap());
+        assert!(!copy_memory(&source, 4096, size, &target, &mut |_| false).unwrap());
         let read = |file: &File, offset| {
             let mut bytes = vec![0; size as usize];
             FileExt::read_exact_at(file, &mut bytes, offset).unwrap();

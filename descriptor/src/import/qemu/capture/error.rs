@@ -59,6 +59,9 @@ pub enum CaptureError {
     /// The migration makes no progress.
     #[error("the migration to the file made no progress for {0:?} and was cancelled")]
     Stalled(Duration),
+    /// The observer broke the capture off.
+    #[error("the capture was broken off")]
+    BrokenOff,
     /// A file of the capture could not be written.
     #[error("cannot write {path}")]
     Write {

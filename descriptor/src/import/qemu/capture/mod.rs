@@ -13,9 +13,12 @@ mod error;
 mod method;
 mod monitor;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -73,9 +76,17 @@ pub enum Progress<'p> {
         /// The bytes of memory.
         total: u64,
     },
-    /// The parent stands still while its memory is copied.
-    Copying,
+    /// So many bytes of memory are copied, while the parent stands still.
+    Copying {
+        /// The bytes copied, or left out as zeros.
+        done: u64,
+        /// The bytes of memory.
+        total: u64,
+    },
 }
+
+/// Is told how a capture goes on, and may break it off; then the parent is put back as it was.
+pub type Observer<'o> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'o;
 
 /// A capture that was made, for [`super::import`].
 #[derive(Clone, Debug)]
@@ -96,7 +107,7 @@ pub struct Captured {
 pub fn capture(
     options: &CaptureOptions,
     image: ImageId,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut Observer<'_>,
 ) -> Result<Captured, CaptureError> {
     let mut qmp = Qmp::connect(&options.qmp, COMMAND_TIMEOUT)?;
     let migration = qmp.migration()?;
@@ -104,7 +115,7 @@ pub fn capture(
         return Err(CaptureError::Busy(migration.status));
     }
     let parent = qmp.parent()?;
-    let mut attempt = |method, progress: &mut dyn FnMut(Progress<'_>)| {
+    let mut attempt = |method, progress: &mut Observer<'_>| {
         method::check(method, &parent).map_err(|source| CaptureError::Method { method, source })?;
         attempt(&mut qmp, &parent, options, method, image, progress)
     };
@@ -114,7 +125,7 @@ pub fn capture(
     for method in [Method::MappedRam, Method::BackgroundSnapshot, Method::IgnoreShared] {
         match attempt(method, progress) {
             Err(error) if error.is_of_the_method(!options.disks.is_empty()) => {
-                progress(Progress::FellBack(method, &error));
+                tell(progress, Progress::FellBack(method, &error))?;
             }
             done => return done,
         }
@@ -129,9 +140,9 @@ fn attempt(
     options: &CaptureOptions,
     method: Method,
     image: ImageId,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut Observer<'_>,
 ) -> Result<Captured, CaptureError> {
-    progress(Progress::Method(method));
+    tell(progress, Progress::Method(method))?;
     let mut written = Written::default();
     let captured = run(qmp, parent, options, method, image, progress, &mut written);
     if captured.is_err() {
@@ -146,7 +157,7 @@ fn run(
     options: &CaptureOptions,
     method: Method,
     image: ImageId,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut Observer<'_>,
     written: &mut Written,
 ) -> Result<Captured, CaptureError> {
     let (version, name) = (qmp.version().to_string(), qmp.name()?);
@@ -156,8 +167,7 @@ fn run(
     let mut migrated = session.migrate(method, &file, &options.disks, progress);
     let mut copies = Vec::new();
     if migrated.is_ok() && method == Method::IgnoreShared {
-        progress(Progress::Copying);
-        migrated = copy_backends(parent, &options.name, written).map(|made| copies = made);
+        migrated = copy_backends(parent, &options.name, written, progress).map(|made| copies = made);
     }
     match (migrated, session.restore()) {
         (Ok(()), Ok(())) => {}
@@ -180,14 +190,24 @@ struct Copy {
     path: PathBuf,
 }
 
-fn copy_backends(parent: &Parent, name: &Path, written: &mut Written) -> Result<Vec<Copy>, CaptureError> {
+fn copy_backends(
+    parent: &Parent,
+    name: &Path,
+    written: &mut Written,
+    progress: &mut Observer<'_>,
+) -> Result<Vec<Copy>, CaptureError> {
     let mut copies: Vec<Copy> = Vec::new();
     for backend in parent.backends.iter().filter(|backend| backend.shared) {
         let Some((source, offset)) = &backend.file else { continue };
         let extension = if copies.is_empty() { "ram".to_owned() } else { format!("{}.ram", copies.len()) };
         let (path, target) = written.create(with_extension(name, &extension))?;
-        let copied = File::open(source).and_then(|file| copy::copy_memory(&file, *offset, backend.size, &target));
-        copied.map_err(|error| CaptureError::CopyMemory { path: source.clone(), source: error })?;
+        let failed = |error| CaptureError::CopyMemory { path: source.clone(), source: error };
+        let file = File::open(source).map_err(failed)?;
+        let total = backend.size;
+        let mut goes_on = |done| progress(Progress::Copying { done, total }).is_continue();
+        if !copy::copy_memory(&file, *offset, total, &target, &mut goes_on).map_err(failed)? {
+            return Err(CaptureError::BrokenOff);
+        }
         copies.push(Copy { backend: backend.clone(), path });
     }
     Ok(copies)
@@ -209,6 +229,10 @@ fn ram_files(path: &Path, copies: &[Copy]) -> Result<Vec<RamFile>, ImportError> 
         Some(RamFile { block: Some(block.name.clone()), path: copy.path.clone(), offset: 0 })
     };
     Ok(external.filter_map(file).collect())
+}
+
+fn tell(progress: &mut Observer<'_>, what: Progress<'_>) -> Result<(), CaptureError> {
+    if progress(what).is_break() { Err(CaptureError::BrokenOff) } else { Ok(()) }
 }
 
 /// The files that a capture has begun.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::qmp::{Qmp, QmpError};
 use super::monitor::PassedFile;
-use super::{CaptureError, DiskOverlay, Method, Progress};
+use super::{CaptureError, DiskOverlay, Method, Observer, Progress, tell};
 
 /// How often QEMU is asked how far it is, when no event says more.
 const POLL: Duration = Duration::from_millis(50);
@@ -48,7 +48,7 @@ impl<'q> Session<'q> {
         method: Method,
         stream: &File,
         disks: &[DiskOverlay],
-        progress: &mut dyn FnMut(Progress<'_>),
+        progress: &mut Observer<'_>,
     ) -> Result<(), CaptureError> {
         while self.qmp.next_event(Duration::ZERO)?.is_some() {}
         self.set_capabilities(method)?;
@@ -130,7 +130,7 @@ impl<'q> Session<'q> {
     }
 
     /// Waits for the end of the migration; `cont_early` has the parent go on as soon as its writes are tracked.
-    fn wait(&mut self, mut cont_early: bool, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), CaptureError> {
+    fn wait(&mut self, mut cont_early: bool, progress: &mut Observer<'_>) -> Result<(), CaptureError> {
         let mut last = None;
         let mut moved = Instant::now();
         loop {
@@ -155,7 +155,7 @@ impl<'q> Session<'q> {
                 self.qmp.execute("cont", json!({}))?;
                 cont_early = false;
             }
-            progress(Progress::Memory { done: migration.transferred, total: migration.total });
+            tell(progress, Progress::Memory { done: migration.transferred, total: migration.total })?;
             if last.as_ref() != Some(&migration) {
                 last = Some(migration);
                 moved = Instant::now();
