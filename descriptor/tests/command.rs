@@ -48,6 +48,22 @@ fn what_is_made_can_be_read_and_served() {
 }
 
 #[test]
+fn what_qemu_has_not_written_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("stream"), "QEVM\0\0\0\x03\x07\0\0\0\x02pc").unwrap();
+    let cut = run(folder.path(), &["make", "qemu-stream", "stream", "-o", "web"]);
+    assert_eq!(cut.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&cut.stderr);
+    assert!(said.contains("the stream ends at offset 0xf") && said.contains("not complete"), "{said}");
+    let alone = run(folder.path(), &["make", "qemu", "--qmp", "nowhere", "-o", "web"]);
+    assert_eq!(alone.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("the QMP socket nowhere"), "{alone:?}");
+    let unknown = run(folder.path(), &["make", "qemu", "--qmp", "nowhere", "--method", "magic", "-o", "web"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(!folder.path().join("web.snow").exists() && !folder.path().join("web.qemu").exists());
+}
+
+#[test]
 fn nothing_is_replaced_without_force() {
     let folder = made();
     let again = run(folder.path(), &["make", "raw", "ram", "-o", "web"]);

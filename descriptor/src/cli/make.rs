@@ -4,16 +4,21 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::qemu::{Qemu, QemuStream};
 use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
 use crate::file::FileKind;
-use crate::image::{ImageIndex, zero_frames};
+use crate::image::{ImageError, ImageIndex, ImageReader, zero_frames};
 use crate::import::raw::{self, RawImage, RawRegion};
-use crate::{Descriptor, Endpoint, ImageId};
+use crate::{Descriptor, Endpoint, FrameSet, ImageId};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Make {
     /// From a file that holds nothing but pages
     Raw(Raw),
+    /// From a QEMU that runs, and goes on running
+    Qemu(Qemu),
+    /// From a migration stream that QEMU wrote to a file
+    QemuStream(QemuStream),
 }
 
 #[derive(Debug, Args)]
@@ -33,16 +38,16 @@ pub(super) struct Raw {
 pub(super) struct Target {
     /// The parent's name, for people
     #[arg(long, value_name = "PARENT", default_value = "")]
-    name: String,
+    pub(super) name: String,
     /// A page server to be written into the descriptor (may be repeated): tcp://HOST:PORT or unix:PATH
     #[arg(long = "server", value_name = "ENDPOINT")]
-    servers: Vec<Endpoint>,
+    pub(super) servers: Vec<Endpoint>,
     /// Write NAME.snow and NAME.snowidx
     #[arg(short, long, value_name = "NAME")]
-    output: PathBuf,
+    pub(super) output: PathBuf,
     /// Replace files that exist
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +57,8 @@ impl Make {
     pub(super) fn run(&self) -> Result<Outcome, CliError> {
         match self {
             Make::Raw(raw) => raw.run(),
+            Make::Qemu(qemu) => qemu.run(),
+            Make::QemuStream(stream) => stream.run(),
         }
     }
 }
@@ -66,23 +73,39 @@ impl Raw {
             parent: self.target.name.clone(),
             servers: self.target.servers.clone(),
         };
+        let mut times = Times::default();
         let begin = Instant::now();
-        let mut scan = Duration::ZERO;
-        let (descriptor, index) = raw::import(&raw, self.target.folder(), |image, frames| {
-            let begin = Instant::now();
-            let bar = scan_progress(frames.count());
-            let zero = zero_frames(image, frames, &|pages| bar.inc(pages.bytes()));
-            bar.finish_and_clear();
-            scan = begin.elapsed();
-            zero
-        })?;
-        self.target.write(&descriptor, &index, begin.elapsed().saturating_sub(scan), scan)
+        let (descriptor, index) =
+            raw::import(&raw, self.target.folder(), |image, frames| times.zero_frames(image, frames))?;
+        times.make = begin.elapsed().saturating_sub(times.scan);
+        self.target.write(&descriptor, &index, &times)
+    }
+}
+
+/// How long the parts of the work took.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    /// Making the descriptor and the index, but for the next.
+    pub(super) make: Duration,
+    /// The search for zero pages.
+    pub(super) scan: Duration,
+}
+
+impl Times {
+    /// Searches `frames` for zero pages, with a progress bar and a stop-watch.
+    pub(super) fn zero_frames(&mut self, image: &ImageReader, frames: &FrameSet) -> Result<FrameSet, ImageError> {
+        let begin = Instant::now();
+        let bar = scan_progress(frames.count());
+        let zero = zero_frames(image, frames, &|pages| bar.inc(pages.bytes()));
+        bar.finish_and_clear();
+        self.scan = begin.elapsed();
+        zero
     }
 }
 
 impl Target {
     /// Refuses to replace files before any work is done.
-    fn check(&self) -> Result<(), CliError> {
+    pub(super) fn check(&self) -> Result<(), CliError> {
         let paths = [FileKind::Descriptor, FileKind::ImageIndex].map(|kind| kind.path(&self.output));
         match paths.into_iter().find(|path| path.exists()) {
             Some(path) if !self.force => Err(CliError::Exists(path)),
@@ -91,18 +114,18 @@ impl Target {
     }
 
     /// The folder that the files go into.
-    fn folder(&self) -> &Path {
+    pub(super) fn folder(&self) -> &Path {
         self.output.parent().unwrap_or(Path::new(""))
     }
 
-    /// Writes both files and says what they hold. `make` is how long it took to make them, `scan` the search for zero pages.
-    fn write(
+    /// Writes both files and says what they hold.
+    pub(super) fn write(
         &self,
         descriptor: &Descriptor,
         index: &ImageIndex,
-        make: Duration,
-        scan: Duration,
+        times: &Times,
     ) -> Result<Outcome, CliError> {
+        let Times { make, scan } = *times;
         let begin = Instant::now();
         let [descriptor_path, index_path] =
             [FileKind::Descriptor, FileKind::ImageIndex].map(|kind| kind.path(&self.output));
@@ -122,6 +145,7 @@ impl Target {
                 "index": index_path,
                 "index_bytes": index_bytes,
                 "image": descriptor.identity.image,
+                "pause_us": descriptor.identity.pause_us,
                 "memory_bytes": memory.bytes(),
                 "data_bytes": data.bytes(),
                 "zero_bytes": zero.bytes(),
@@ -148,6 +172,9 @@ impl Target {
                 ],
             ],
         );
+        if let Some(pause) = descriptor.identity.pause_us {
+            out += &format!("\nthe parent stood still for {:.1} ms", Duration::from_micros(pause).as_secs_f64() * 1e3);
+        }
         let seconds = scan.as_secs_f64();
         let speed = if seconds > 0.0 { memory.bytes() as f64 / seconds / f64::from(1 << 30) } else { 0.0 };
         out += &format!(

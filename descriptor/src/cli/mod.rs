@@ -4,6 +4,7 @@
 
 mod inspect;
 mod make;
+mod qemu;
 mod text;
 mod verify;
 
@@ -18,6 +19,8 @@ use thiserror::Error;
 
 use crate::file::{FileError, FormatError};
 use crate::image::ImageError;
+use crate::import::qemu::ImportError;
+use crate::import::qemu::capture::CaptureError;
 use crate::import::raw::RawError;
 use crate::{PageCount, Report};
 
@@ -50,7 +53,15 @@ enum CliError {
     #[error(transparent)]
     Raw(#[from] RawError),
     #[error(transparent)]
+    Qemu(#[from] ImportError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
     Image(#[from] ImageError),
+    #[error("cannot look at {path}", path = path.display())]
+    Look { path: PathBuf, source: io::Error },
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
     #[error("{path} exists; --force replaces it", path = .0.display())]
     Exists(PathBuf),
     #[error("cannot draw a name for the image from the system's random numbers")]
@@ -105,12 +116,17 @@ fn answer_json(value: &serde_json::Value) -> Result<(), CliError> {
     answer(&format!("{value:#}\n"))
 }
 
-/// A progress bar for a scan of `pages`, which shows itself on a terminal only.
-fn scan_progress(pages: PageCount) -> ProgressBar {
-    let bar = ProgressBar::new(pages.bytes());
-    let template = "looking for zero pages  {bar:40}  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}";
+/// A progress bar over `bytes` of work, which shows itself on a terminal only.
+fn progress_bar(work: &'static str, bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes).with_message(work);
+    let template = "{msg}  {bar:40}  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar
+}
+
+/// A progress bar for a scan of `pages`.
+fn scan_progress(pages: PageCount) -> ProgressBar {
+    progress_bar("looking for zero pages", pages.bytes())
 }

@@ -9,6 +9,7 @@ use super::record::records;
 use super::stream::{BlockPages, Stream, StreamError};
 use super::{ExternalBlock, Layout, LayoutError};
 use crate::image::{ImageError, ImageFile, ImageIndex, ImageReader};
+use crate::import::relative_to;
 use crate::vm::{Hypervisor, Identity};
 use crate::{Descriptor, Endpoint, FrameSet, ImageId};
 
@@ -115,12 +116,12 @@ pub fn import(
     let path = &files.stream;
     let file = open(path)?;
     let stream = Stream::parse(&file).map_err(|source| ImportError::Stream { path: path.clone(), source })?;
-    let mut image_files = vec![ImageFile { path: relative(path, base), length: stream.length }];
+    let mut image_files = vec![ImageFile { path: relative_to(path, base), length: stream.length }];
     let mut sources = Vec::with_capacity(files.ram.len());
     for ram in &files.ram {
         let file = open(&ram.path)?;
         let metadata = file.metadata().map_err(|source| ImportError::Read { path: ram.path.clone(), source })?;
-        image_files.push(ImageFile { path: relative(&ram.path, base), length: metadata.len() });
+        image_files.push(ImageFile { path: relative_to(&ram.path, base), length: metadata.len() });
         sources.push(file);
     }
     let external = external_blocks(&stream, &files.ram, &sources)?;
@@ -199,15 +200,6 @@ fn identity(stream: &Stream, origin: &Origin) -> Identity {
         machine: stream.machine.clone(),
         captured_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
         pause_us: origin.pause.map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)),
-    }
-}
-
-/// `path` as seen from `base` where it lies below it, or else as an absolute path.
-fn relative(path: &Path, base: &Path) -> PathBuf {
-    let absolute = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
-    match (absolute(path), absolute(base)) {
-        (Ok(path), Ok(base)) => path.strip_prefix(&base).map(Path::to_owned).unwrap_or(path),
-        _ => path.to_owned(),
     }
 }
 

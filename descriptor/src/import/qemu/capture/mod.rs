@@ -18,6 +18,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,10 @@ pub struct CaptureOptions {
     /// The way to capture; `None` for the best that works.
     pub method: Option<Method>,
     /// The capture's name, a path without extension: `NAME.qemu` becomes the stream and `NAME.ram` (`NAME.1.ram` …) the
-    /// memory that is not in it. Files that exist are not overwritten.
+    /// memory that is not in it.
     pub name: PathBuf,
+    /// Replace files that exist. Whoever has the old ones open keeps them.
+    pub replace: bool,
     /// Disks to freeze at the moment of the capture.
     pub disks: Vec<DiskOverlay>,
 }
@@ -143,7 +146,7 @@ fn attempt(
     progress: &mut Observer<'_>,
 ) -> Result<Captured, CaptureError> {
     tell(progress, Progress::Method(method))?;
-    let mut written = Written::default();
+    let mut written = Written { replace: options.replace, paths: Vec::new() };
     let captured = run(qmp, parent, options, method, image, progress, &mut written);
     if captured.is_err() {
         written.remove();
@@ -236,17 +239,22 @@ fn tell(progress: &mut Observer<'_>, what: Progress<'_>) -> Result<(), CaptureEr
 }
 
 /// The files that a capture has begun.
-#[derive(Default)]
 struct Written {
+    replace: bool,
     paths: Vec<PathBuf>,
 }
 
 impl Written {
     /// Makes a new file for guest memory, which is nobody else's business.
     fn create(&mut self, path: PathBuf) -> Result<(PathBuf, File), CaptureError> {
+        let failed = |source| CaptureError::Write { path: path.clone(), source };
+        match if self.replace { std::fs::remove_file(&path) } else { Ok(()) } {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
         // QEMU looks for a descriptor of a file set that is open for writing alone.
         let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let file = opened.map_err(|source| CaptureError::Write { path: path.clone(), source })?;
+        let file = opened.map_err(failed)?;
         self.paths.push(path.clone());
         Ok((path, file))
     }

@@ -186,7 +186,7 @@ fn run_capture(fake: Fake, method: Option<Method>) -> (Result<Captured, CaptureE
     let qmp = folder.path().join("qmp");
     let served = fake.serve(&qmp);
     fs::create_dir(folder.path().join("out")).unwrap();
-    let options = CaptureOptions { qmp, method, name: folder.path().join("out/x.y"), disks: vec![] };
+    let options = CaptureOptions { qmp, method, name: folder.path().join("out/x.y"), replace: false, disks: vec![] };
     let mut said = Vec::new();
     let captured = capture(&options, ImageId::from_bytes([1; 16]), &mut |progress| {
         match progress {
@@ -297,7 +297,7 @@ fn a_parent_in_migration_and_files_in_the_way_are_left_alone() {
     let (qmp, name) = (folder.path().join("qmp"), folder.path().join("x"));
     fs::write(folder.path().join("x.qemu"), "precious").unwrap();
     let served = Fake::new((7, 2)).serve(&qmp);
-    let options = CaptureOptions { qmp, method: None, name, disks: vec![] };
+    let options = CaptureOptions { qmp, method: None, name, replace: false, disks: vec![] };
     let refused = capture(&options, ImageId::from_bytes([1; 16]), &mut |_| ControlFlow::Continue(()));
     assert!(matches!(refused, Err(CaptureError::Write { .. })));
     assert_eq!(fs::read(folder.path().join("x.qemu")).unwrap(), b"precious");
@@ -310,8 +310,13 @@ fn a_capture_that_is_broken_off_lets_the_parent_go_on() {
     let (qmp, memory) = (folder.path().join("qmp"), folder.path().join("memory"));
     fs::write(&memory, [3; 4096]).unwrap();
     let served = Fake { backend: Some(memory), ..Fake::new((7, 2)) }.serve(&qmp);
-    let options =
-        CaptureOptions { qmp, method: Some(Method::IgnoreShared), name: folder.path().join("x"), disks: vec![] };
+    let options = CaptureOptions {
+        qmp,
+        method: Some(Method::IgnoreShared),
+        name: folder.path().join("x"),
+        replace: false,
+        disks: vec![],
+    };
     let broken_off = capture(&options, ImageId::from_bytes([1; 16]), &mut |progress| match progress {
         Progress::Copying { .. } => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
