@@ -1,0 +1,74 @@
+//! What a command can fail of.
+
+use std::io;
+use std::path::PathBuf;
+
+use descriptor::file::FileError;
+use descriptor::import::qemu::ImportError;
+use descriptor::import::qemu::capture::CaptureError;
+use descriptor::import::raw::RawError;
+use thiserror::Error;
+
+use crate::qemu::template::TemplateError;
+use crate::supervise::{RunDirError, SuperviseError};
+
+/// A command that did not do its work.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ToolError {
+    /// No directory for the run.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// A child failed, or a signal came.
+    #[error(transparent)]
+    Supervise(#[from] SuperviseError),
+    /// The template of a clone is none.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The parent cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The capture cannot be made an image.
+    #[error("the parent was captured, and goes on")]
+    Import(#[from] ImportError),
+    /// A descriptor or an index cannot be written.
+    #[error(transparent)]
+    Descriptor(#[from] FileError),
+    /// The demonstration's image cannot be imported.
+    #[error(transparent)]
+    Raw(#[from] RawError),
+    /// A page of a clone does not equal the image's.
+    #[error("a page of a clone was wrong")]
+    NotVerified,
+    /// Something about a file failed.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// What was tried, such as `write`.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused something that every process may have.
+    #[error("cannot {0}")]
+    Kernel(&'static str, #[source] io::Error),
+}
+
+impl ToolError {
+    /// For `map_err` of what is tried on a file.
+    pub(crate) fn file(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| ToolError::File { operation, path, source }
+    }
+
+    /// The exit code for it: 128 and the number where a signal ended the work, 2 where the command line is wrong, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ToolError::Supervise(SuperviseError::Interrupted(signal)) => u8::try_from(128 + signal).unwrap_or(1),
+            ToolError::Template(_) => 2,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Capturing a running QEMU into NAME.snow, NAME.snowidx and the image.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use descriptor::image::{ImageReader, zero_frames};
+use descriptor::import::qemu::capture::{self, Captured, Progress};
+use descriptor::import::qemu::import;
+use descriptor::{Endpoint, FrameSet, ImageId};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::options::{CaptureOptions, ParentOptions};
+use crate::error::ToolError;
+use crate::interrupt::Interrupt;
+use crate::supervise::SuperviseError;
+use crate::table::{bytes, micros};
+
+/// A capture that was written.
+pub(super) struct Capture {
+    pub(super) descriptor: PathBuf,
+    pub(super) index: PathBuf,
+}
+
+/// Runs `snowflock capture qemu`.
+///
+/// # Errors
+/// When the parent cannot be captured; it then goes on, unless the error says otherwise.
+pub fn capture(options: &CaptureOptions) -> Result<(), ToolError> {
+    let interrupt = Interrupt::catch().map_err(|error| ToolError::Kernel("catch signals", error))?;
+    let CaptureOptions { parent, output, server, json } = options;
+    write(parent, output, server, *json, &interrupt).map(|_| ())
+}
+
+/// Captures the parent as `name`, and says what came of it.
+pub(super) fn write(
+    parent: &ParentOptions,
+    name: &Path,
+    servers: &[Endpoint],
+    json: bool,
+    interrupt: &Interrupt,
+) -> Result<Capture, ToolError> {
+    let bar = ProgressBar::no_length().with_style(
+        // A constant template; the default style serves as well.
+        ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    let mut progress = |progress: Progress<'_>| match progress {
+        Progress::Method(method) => bar.set_message(format!("capture by {method}")),
+        Progress::FellBack(method, error) => {
+            bar.suspend(|| eprintln!("{method} does not work here: {}", descriptor::Report(error)));
+        }
+        Progress::Memory { done, total } => {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        Progress::Copying => bar.set_message("the parent stands still while its memory is copied"),
+        _ => {}
+    };
+    let how = capture::CaptureOptions {
+        qmp: parent.qmp.clone(),
+        method: parent.method.0,
+        name: name.to_owned(),
+        disks: parent.disks.iter().map(|disk| disk.0.clone()).collect(),
+    };
+    let image = ImageId::from_bytes(*Uuid::new_v4().as_bytes());
+    let captured = capture::capture(&how, image, &mut progress);
+    let Captured { files, origin, method } = captured?;
+    bar.set_message("looking for zeros");
+    bar.set_position(0);
+    let scan = |image: &ImageReader, frames: &FrameSet| {
+        bar.set_length(frames.count().bytes());
+        zero_frames(image, frames, &|done| bar.inc(done.bytes()))
+    };
+    let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (mut descriptor, index) = import(&files, origin, folder, scan)?;
+    bar.finish_and_clear();
+
+    descriptor.servers = servers.to_vec();
+    let paths = Capture { descriptor: with_extension(name, "snow"), index: with_extension(name, "snowidx") };
+    descriptor.write(&paths.descriptor)?;
+    index.write(&paths.index)?;
+    if let Some(signal) = interrupt.take() {
+        return Err(SuperviseError::Interrupted(signal).into());
+    }
+
+    let size = std::fs::metadata(&paths.descriptor).map_or(0, |file| file.len());
+    let memory = descriptor.memory.frame_count().bytes();
+    let pause_us = descriptor.identity.pause_us;
+    if json {
+        let report = json!({
+            "image": image, "parent": descriptor.identity.parent, "method": method.name(), "pause_us": pause_us,
+            "memory_bytes": memory, "descriptor_bytes": size, "descriptor": paths.descriptor, "index": paths.index,
+        });
+        println!("{report}");
+    } else {
+        let pause = pause_us.map_or("did not run".to_owned(), |us| format!("stood still for {}", micros(us as f64)));
+        eprintln!(
+            "captured {:?} by {method}: {} of memory in a descriptor of {}; the parent {pause}",
+            descriptor.identity.parent,
+            bytes(memory),
+            bytes(size),
+        );
+        eprintln!("  {}", paths.descriptor.display());
+        eprintln!("  {}", paths.index.display());
+    }
+    Ok(paths)
+}
+
+/// `name` with `.extension` behind it, dots in the name or not.
+fn with_extension(name: &Path, extension: &str) -> PathBuf {
+    let mut path = OsString::from(name);
+    path.push(".");
+    path.push(extension);
+    path.into()
+}
