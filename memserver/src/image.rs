@@ -179,6 +179,11 @@ impl ServedImage {
         result
     }
 
+    /// The files with the mappings that [`ServedImage::pieces`] leads into.
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = (&File, &Mapping)> {
+        self.files.iter().map(|file| (&file.file, &file.mapping))
+    }
+
     /// Finds out whether the files are still as long as they were.
     ///
     /// # Errors

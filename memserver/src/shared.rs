@@ -11,7 +11,7 @@ use descriptor::{Endpoint, ImageId};
 use parking_lot::Mutex;
 
 use crate::config::{Compress, ServeConfig};
-use crate::image::{Catalog, ImageError};
+use crate::image::{Catalog, ImageError, ServedImage};
 use crate::ring::Features;
 use crate::session::SessionConfig;
 use crate::stats::{Number, RingStats};
@@ -44,12 +44,12 @@ pub(crate) struct RingHandle {
 }
 
 /// What a ring can be told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Command {
     /// Accept no more, end the sessions, and stop; by force at the time given.
     Drain(Duration),
     /// An image is no longer served.
-    ImageGone(ImageId),
+    ImageGone(Arc<ServedImage>),
 }
 
 /// A session as the control plane shows it.
@@ -99,9 +99,9 @@ impl Shared {
     }
 
     /// Tells every ring.
-    pub(crate) fn tell(&self, command: Command) {
+    pub(crate) fn tell(&self, command: &Command) {
         for ring in &self.rings {
-            ring.inbox.lock().push(command);
+            ring.inbox.lock().push(command.clone());
             ring.wake.signal();
         }
     }
@@ -113,8 +113,8 @@ impl Shared {
 
     /// Takes an image out of service, its sessions included.
     pub(crate) fn drop_image(&self, image: ImageId) -> Result<(), ImageError> {
-        self.catalog.remove(image)?;
-        self.tell(Command::ImageGone(image));
+        let image = self.catalog.remove(image)?;
+        self.tell(&Command::ImageGone(image));
         Ok(())
     }
 
@@ -122,7 +122,7 @@ impl Shared {
     pub(crate) fn drain(&self, grace: Duration) {
         if !self.draining.swap(true, Ordering::Relaxed) {
             tracing::info!(?grace, "draining");
-            self.tell(Command::Drain(self.now() + grace));
+            self.tell(&Command::Drain(self.now() + grace));
         }
     }
 

@@ -27,6 +27,10 @@ pub struct RingStats {
     pub connections: Number,
     /// Sends that the kernel was asked to do without a copy.
     pub zero_copy: Number,
+    /// Those of them whose pages were sent from a registered buffer.
+    pub fixed: Number,
+    /// Bytes of images that are registered with the ring at this moment.
+    pub registered_bytes: Number,
     /// Those of them of which it told that it had copied.
     pub copied: Number,
 }

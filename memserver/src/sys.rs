@@ -27,6 +27,12 @@ impl Mapping {
         Self::map(length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd())
     }
 
+    /// Maps `file` for reading and writing; only so does the kernel let its pages be pinned for long, and only of files
+    /// that live in memory.
+    pub(crate) fn of_file_writable(file: &File, length: usize) -> io::Result<Self> {
+        Self::map(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
     /// Maps `length` bytes of zeros.
     pub(crate) fn anonymous(length: usize) -> io::Result<Self> {
         Self::map(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
@@ -107,6 +113,19 @@ impl AsFd for EventCounter {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Opens the file behind `file` for writing too, if it lives in memory (tmpfs); `None` for others.
+pub(crate) fn reopen_in_memory(file: &File) -> io::Result<Option<File>> {
+    // SAFETY: all of its fields are integers, for which zero is a value.
+    let mut facts: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `facts` a valid place for the answer.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut facts) })?;
+    if facts.f_type != libc::TMPFS_MAGIC {
+        return Ok(None);
+    }
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::options().read(true).write(true).open(path).map(Some)
 }
 
 /// Raises the limit of open files to what the process may have, and tells it.

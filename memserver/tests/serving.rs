@@ -184,3 +184,26 @@ fn more_than_the_limits_ends_the_session() {
     let (_, got) = Client::hello(endpoint, image.id, Capabilities::default(), b"");
     assert!(matches!(got, Got::Refused(Refusal::Busy, _)), "{got:?}");
 }
+
+#[test]
+fn an_image_in_memory_is_sent_from_registered_buffers() {
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
+        return println!("SKIPPED: no tmpfs at /dev/shm to keep an image in");
+    };
+    let image = TestImage::within(7, folder);
+    let server = serve(&image, |_| {});
+    let mut client = Client::open(&server.endpoints()[0], image.id);
+    let ring = || server.status().rings[0].clone();
+    if ring().features.is_none_or(|features| !features.zero_copy) || ring().registered_bytes == 0 {
+        return println!("SKIPPED: the kernel has no zero-copy sends or lets no image be registered");
+    }
+    // Enough for the trial of zero-copy sends and what follows after it.
+    for _ in 0..5 {
+        client.check_fetch(Class::Bulk, &[range(2100, FRAMES - 2100)]);
+    }
+    wait_for("notifications", || ring().zero_copy_sends >= 4);
+    assert!(ring().registered_sends >= 4, "{:?}", ring());
+    server.drop_image(image.id).unwrap();
+    assert_eq!(client.receive(), Got::Goodbye(GoodbyeReason::ImageGone));
+    wait_for("the image to be given up", || ring().registered_bytes == 0);
+}

@@ -105,6 +105,10 @@ pub struct RingStatus {
     pub lacking: Vec<String>,
     /// Sends that were to go without a copy.
     pub zero_copy_sends: u64,
+    /// Those that were sent from a registered buffer.
+    pub registered_sends: u64,
+    /// Bytes of images that are registered: of those in memory (tmpfs), within RLIMIT_MEMLOCK.
+    pub registered_bytes: u64,
     /// Those that the kernel copied all the same.
     pub zero_copy_copied: u64,
 }
@@ -191,6 +195,8 @@ fn ring_status(ring: &crate::shared::RingHandle) -> RingStatus {
         features,
         lacking: features.map(|features| features.lacking()).into_iter().flatten().map(str::to_owned).collect(),
         zero_copy_sends: ring.stats.zero_copy.read(),
+        registered_sends: ring.stats.fixed.read(),
+        registered_bytes: ring.stats.registered_bytes.read(),
         zero_copy_copied: ring.stats.copied.read(),
     }
 }
@@ -222,6 +228,7 @@ impl fmt::Display for Status {
         for (index, ring) in self.rings.iter().enumerate() {
             write!(f, "\nring {index}: {} zero-copy sends", ring.zero_copy_sends)?;
             write!(f, ", {} of them copied by the kernel", ring.zero_copy_copied)?;
+            write!(f, "; {} of images registered", size(ring.registered_bytes))?;
             if !ring.lacking.is_empty() {
                 write!(f, "; the kernel lacks {}", ring.lacking.join(", "))?;
             }

@@ -86,6 +86,14 @@ impl Gather {
         &self.descriptors
     }
 
+    /// The only piece of the image, where it is the last of all.
+    pub(super) fn only_stored(&self) -> Option<(usize, usize)> {
+        match self.parts.as_slice() {
+            [Part::Own(_), Part::Image { address, length }] if self.descriptors.is_empty() => Some((*address, *length)),
+            _ => None,
+        }
+    }
+
     /// The pieces from byte `skip` on, as addresses and lengths. They are good until the gather is changed or dropped.
     pub(super) fn pieces(&self, mut skip: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.parts.iter().filter_map(move |part| {

@@ -12,6 +12,7 @@
 mod compress;
 mod connection;
 mod features;
+mod fixed;
 mod gather;
 mod send;
 mod sys;
@@ -27,10 +28,12 @@ use descriptor::fetch::{Capabilities, Refusal};
 
 use self::compress::Compressor;
 use self::connection::{Connection, Stage};
+use self::fixed::FixedImages;
 use self::gather::Gather;
 use self::sys::{Completion, Key, Received, Socket, Uring};
 use crate::ServeError;
 use crate::config::Compress;
+use crate::image::ServedImage;
 use crate::listen::Listener;
 use crate::schedule::{Run, Schedule};
 use crate::session::{Event, Session};
@@ -61,6 +64,7 @@ pub(crate) struct Ring {
     free: Vec<u32>,
     generation: u32,
     schedule: Schedule,
+    fixed: FixedImages,
     /// No session needs attention before.
     timer: Option<Duration>,
     deadline: Option<Duration>,
@@ -84,7 +88,9 @@ impl Ring {
         max_sessions: usize,
     ) -> Result<Self, ServeError> {
         let sockets = u32::try_from(max_sessions + SPARE_SOCKETS).unwrap_or(u32::MAX);
-        let uring = Uring::new(wanted, sockets)?;
+        let mut uring = Uring::new(wanted, sockets)?;
+        let zero_copy = uring.features().zero_copy;
+        let fixed = FixedImages::new(&mut uring, zero_copy);
         Ok(Self {
             shared,
             index,
@@ -94,6 +100,7 @@ impl Ring {
             free: Vec::new(),
             generation: 0,
             schedule: Schedule::default(),
+            fixed,
             timer: None,
             deadline: None,
             runs: Vec::new(),
@@ -182,7 +189,7 @@ impl Ring {
         for command in handle.take_commands() {
             match command {
                 Command::Drain(deadline) => self.drain(now, deadline),
-                Command::ImageGone(image) => self.image_gone(now, image),
+                Command::ImageGone(image) => self.image_gone(now, &image),
             }
         }
         self.uring.watch(handle.wake.as_fd());
@@ -204,9 +211,12 @@ impl Ring {
         }
     }
 
-    fn image_gone(&mut self, now: Duration, image: ImageId) {
+    fn image_gone(&mut self, now: Duration, image: &Arc<ServedImage>) {
+        self.fixed.remove(&mut self.uring, image);
+        self.handle().stats.registered_bytes.set(self.fixed.bytes());
         for key in self.keys() {
-            let holds = |connection: &mut Connection| connection.image.as_ref().is_some_and(|i| i.id() == image);
+            let holds =
+                |connection: &mut Connection| connection.image.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, image));
             if !self.connection(key).is_some_and(holds) {
                 continue;
             }
@@ -368,6 +378,9 @@ impl Ring {
             Compress::Auto | Compress::Off => None,
         };
         connection.local_due = capabilities.contains(Capabilities::LOCAL);
+        if let Some(image) = image.as_ref().filter(|_| acceptor.listener.is_tcp()) {
+            self.fixed.add(&mut self.uring, image);
+        }
         connection.image = image;
         let record = Arc::new(SessionRecord {
             id: (self.index as u64) << 32 | u64::from(key.generation),
@@ -383,6 +396,7 @@ impl Ring {
         connection.record = Some(Arc::clone(&record));
         self.shared.sessions.lock().insert(record.id, record);
         self.handle().stats.welcomed.add(1);
+        self.handle().stats.registered_bytes.set(self.fixed.bytes());
     }
 
     /// Shuts the sending direction once the last words are out.

@@ -56,7 +56,10 @@ impl Ring {
         // Descriptors can only go along with an ordinary send.
         let zero_copy = gather.descriptors().is_empty() && connection.zero_copy.choose(gather.len());
         stats.zero_copy.add(zero_copy.into());
-        self.uring.send(key, socket, gather, zero_copy);
+        let fixed = gather.only_stored().filter(|_| zero_copy).zip(connection.image.as_ref());
+        let fixed = fixed.and_then(|((address, length), image)| self.fixed.find(image, address, length));
+        stats.fixed.add(fixed.is_some().into());
+        self.uring.send(key, socket, gather, zero_copy, fixed);
         connection.sending = true;
         connection.operations += 1;
         connection.session.sending(now, true);

@@ -70,7 +70,10 @@ fn make_page(frame: u64) -> Vec<u8> {
 
 impl TestImage {
     pub fn new(number: u8) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::within(number, tempfile::tempdir().unwrap())
+    }
+
+    pub fn within(number: u8, folder: tempfile::TempDir) -> Self {
         let id = ImageId::from_bytes([number; 16]);
         let raw: Vec<u8> = (0..1000).chain(2000..FRAMES).flat_map(page_of).copied().collect();
         let stream: Vec<u8> = (1000..1500).flat_map(|frame| [&[0xee; 8], page_of(frame)].concat()).collect();

@@ -4,32 +4,28 @@
 //! the send's own, or the notification of a zero-copy send. Receive buffers belong to the ring and are lent out.
 #![allow(unsafe_code)]
 
+mod buffers;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use self::buffers::{BUFFER, BUFFERS, Buffers, GROUP, provide, shared_buffers};
 use super::features::{self, Features, RingFeatures};
 use super::gather::Gather;
 use crate::ServeError;
 use crate::sys::Mapping;
 
-/// Bytes in a receive buffer: a burst of a hundred small requests, or one of the largest.
-const BUFFER: usize = 4096;
-
-/// Receive buffers of a ring. They are empty again before the ring sleeps, so they bound a burst, not the sessions.
-const BUFFERS: u16 = 256;
-
-/// The group number of the receive buffers.
-const GROUP: u16 = 0;
-
 /// Asks a zero-copy send to tell whether it copied after all, and the bit in which it tells (linux/io_uring.h).
 const SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
 const NOTIF_USAGE_ZC_COPIED: u32 = 1 << 31;
+
+/// Places for registered buffers: as many GiB of images.
+pub(super) const FIXED: u16 = 64;
 
 /// How long a ring that ends waits for the kernel to let go of its buffers.
 const LAST_WAIT: Duration = Duration::from_secs(2);
@@ -126,6 +122,8 @@ struct InFlight {
     gather: Gather,
     sent: usize,
     zero_copy: bool,
+    /// Where the kernel has the image's pages registered, if they are one piece there and all else goes before them.
+    fixed: Option<FixedPiece>,
     /// The send itself has not completed.
     active: bool,
     /// Notifications to come.
@@ -133,17 +131,21 @@ struct InFlight {
     copied: bool,
 }
 
+/// The last piece of a gather, in a registered buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FixedPiece {
+    /// The number of the buffer.
+    pub(super) buffer: u16,
+    /// The address under which the piece was registered; nothing need be mapped there any more.
+    pub(super) address: usize,
+    /// The length in bytes.
+    pub(super) length: usize,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum RawSocket {
     Direct(u32),
     Plain(RawFd),
-}
-
-enum Buffers {
-    /// Buffers that the kernel picks from, with the ring that tells it which are free.
-    Shared { ring: Mapping, memory: Mapping, tail: u16 },
-    /// One for each session that receives, by slot.
-    Own(Vec<Option<Box<[u8]>>>),
 }
 
 /// An io_uring with what it works on.
@@ -255,16 +257,59 @@ impl Uring {
         }
     }
 
-    /// Sends all of `gather`.
-    pub(super) fn send(&mut self, key: Key, socket: &Socket, gather: Gather, zero_copy: bool) {
+    /// Makes room for registered buffers; false when the kernel has none.
+    pub(super) fn prepare_fixed(&mut self) -> bool {
+        self.ring.submitter().register_buffers_sparse(FIXED.into()).is_ok()
+    }
+
+    /// Registers `length` bytes of `mapping` from `offset` on as a buffer, which pins their pages until
+    /// [`Uring::unregister`].
+    pub(super) fn register(&mut self, buffer: u16, mapping: &Mapping, offset: usize, length: usize) -> io::Result<()> {
+        assert!(offset + length <= mapping.len(), "a buffer beyond its mapping");
+        let start = mapping.address().wrapping_add(offset);
+        let piece = libc::iovec { iov_base: start.cast(), iov_len: length };
+        // SAFETY: the range is mapped during the call. From then on the kernel refers to the pages, which it has pinned, and
+        // uses the address only to compute offsets into them, so the mapping need not last.
+        unsafe { self.ring.submitter().register_buffers_update(buffer.into(), &[piece], None) }
+    }
+
+    /// Gives a registered buffer up. Sends under way keep its pages until they are done.
+    pub(super) fn unregister(&mut self, buffer: u16) {
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: an empty place refers to nothing.
+        let result = unsafe { self.ring.submitter().register_buffers_update(buffer.into(), &[nothing], None) };
+        if let Err(error) = result {
+            tracing::debug!(%error, "registered buffer not given up");
+        }
+    }
+
+    /// Sends all of `gather`; without a copy in the kernel where `zero_copy`, and then from a registered buffer where the
+    /// last piece is `fixed`.
+    pub(super) fn send(
+        &mut self,
+        key: Key,
+        socket: &Socket,
+        gather: Gather,
+        zero_copy: bool,
+        fixed: Option<FixedPiece>,
+    ) {
         let slot = self.free.pop().unwrap_or_else(|| {
             let message = Box::new(empty_message());
             self.sends.push(SendSlot { send: None, pieces: Vec::new(), control: Vec::new(), message });
             (self.sends.len() - 1) as u32
         });
         let socket = socket.raw();
-        self.sends[slot as usize].send =
-            Some(InFlight { key, socket, gather, sent: 0, zero_copy, active: true, notifications: 0, copied: false });
+        self.sends[slot as usize].send = Some(InFlight {
+            key,
+            socket,
+            gather,
+            sent: 0,
+            zero_copy,
+            fixed: fixed.filter(|_| zero_copy),
+            active: true,
+            notifications: 0,
+            copied: false,
+        });
         self.submit_send(slot);
     }
 
@@ -384,7 +429,7 @@ impl Uring {
                 if send.sent < send.gather.len() { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
             }
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) && send.zero_copy => {
-                send.zero_copy = false;
+                (send.zero_copy, send.fixed) = (false, None);
                 self.submit_send(slot);
                 return Completion::ZeroCopyRefused { key };
             }
@@ -406,9 +451,28 @@ impl Uring {
         let Some(SendSlot { send: Some(send), pieces, control, message }) = self.sends.get_mut(slot as usize) else {
             return;
         };
+        // With the last piece in a registered buffer, what is before it goes by an ordinary send of its own.
+        let own = send.fixed.map_or(send.gather.len(), |fixed| send.gather.len() - fixed.length);
+        if let Some(fixed) = send.fixed.filter(|_| send.sent >= own) {
+            let done = send.sent - own;
+            let address = std::ptr::without_provenance(fixed.address + done);
+            let length = (fixed.length - done) as u32;
+            let entry = with_socket!(send.socket, |fd| opcode::SendZc::new(fd, address, length)
+                .buf_index(Some(fixed.buffer))
+                .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+                .zc_flags(SEND_ZC_REPORT_USAGE)
+                .build());
+            return self.push(entry, Op::Send, slot, 0);
+        }
         pieces.clear();
-        let rest = send.gather.pieces(send.sent);
-        pieces.extend(rest.map(|(address, length)| libc::iovec { iov_base: address as *mut _, iov_len: length }));
+        let mut left = own - send.sent;
+        for (address, length) in send.gather.pieces(send.sent) {
+            let length = length.min(left);
+            left -= length;
+            if length > 0 {
+                pieces.push(libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: length });
+            }
+        }
         message.msg_iov = pieces.as_mut_ptr();
         message.msg_iovlen = pieces.len() as _;
         // Descriptors go with the first byte, so only once.
@@ -416,8 +480,9 @@ impl Uring {
         message.msg_control = if control.is_empty() { std::ptr::null_mut() } else { control.as_mut_ptr().cast() };
         message.msg_controllen = size_of_val(control.as_slice()) as _;
         let message = std::ptr::from_ref(&**message);
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        let entry = match send.zero_copy {
+        let more = if send.fixed.is_some() { libc::MSG_MORE } else { 0 };
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL | more) as u32;
+        let entry = match send.zero_copy && send.fixed.is_none() {
             true => with_socket!(send.socket, |fd| opcode::SendMsgZc::new(fd, message)
                 .flags(flags)
                 .ioprio(SEND_ZC_REPORT_USAGE)
@@ -490,34 +555,6 @@ fn split(user_data: u64) -> (Option<Op>, u32, u32) {
 
 fn check(result: i32) -> io::Result<u32> {
     u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
-}
-
-fn shared_buffers(ring: &IoUring) -> io::Result<Buffers> {
-    let entries = Mapping::anonymous(usize::from(BUFFERS) * size_of::<BufRingEntry>())?;
-    let memory = Mapping::anonymous(usize::from(BUFFERS) * BUFFER)?;
-    // SAFETY: the mapping is page-aligned, has room for that many entries, and lives in `Uring` until the ring is closed and
-    // idle, or is leaked.
-    unsafe { ring.submitter().register_buf_ring_with_flags(entries.address() as u64, BUFFERS, GROUP, 0)? };
-    let mut tail = 0;
-    (0..BUFFERS).for_each(|buffer| provide(&entries, &memory, &mut tail, buffer));
-    Ok(Buffers::Shared { ring: entries, memory, tail })
-}
-
-/// Tells the kernel that a shared buffer is free.
-fn provide(ring: &Mapping, memory: &Mapping, tail: &mut u16, buffer: u16) {
-    let entries = ring.address().cast::<BufRingEntry>();
-    let index = usize::from(*tail % BUFFERS);
-    // SAFETY: the index lies within the BUFFERS entries of the mapping, which is zeroed memory at first and so a valid
-    // entry. The kernel reads it only once the tail says so. Only this thread writes entries and tail.
-    let entry = unsafe { &mut *entries.add(index) };
-    entry.set_addr(memory.address().wrapping_add(usize::from(buffer) * BUFFER) as u64);
-    entry.set_len(BUFFER as u32);
-    entry.set_bid(buffer);
-    *tail = tail.wrapping_add(1);
-    // SAFETY: the tail lies in the first entry of the mapping, aligned to two bytes; this thread is its only writer, and
-    // the kernel reads it atomically.
-    let shared = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(entries).cast_mut()) };
-    shared.store(*tail, Ordering::Release);
 }
 
 fn empty_message() -> libc::msghdr {
