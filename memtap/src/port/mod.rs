@@ -4,6 +4,7 @@
 //! never shows here. Which pages go where and when is decided by the pager's core; a port only reports and obeys.
 
 pub mod firecracker;
+pub mod qemu;
 pub mod uffd;
 
 use std::os::fd::BorrowedFd;
