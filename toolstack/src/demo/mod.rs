@@ -130,7 +130,7 @@ fn make_image(options: &Options, scratch: &Path, interrupt: &Interrupt) -> Resul
         return Err(SuperviseError::Interrupted(signal).into());
     }
 
-    let image = ImageId::from_bytes(*uuid::Uuid::new_v4().as_bytes());
+    let image = ImageId::random().map_err(|error| ToolError::Kernel("draw random numbers", error))?;
     let raw =
         RawImage { file: files.image.clone(), regions: vec![], image, parent: "demo".to_owned(), servers: vec![] };
     let scan = |image: &ImageReader, frames: &FrameSet| descriptor::image::zero_frames(image, frames, &|_| ());

@@ -1,15 +1,15 @@
 //! Capturing a running QEMU into NAME.snow, NAME.snowidx and the image.
 
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use descriptor::image::{ImageReader, zero_frames};
 use descriptor::import::qemu::capture::{self, Captured, Progress};
-use descriptor::import::qemu::import;
+use descriptor::import::qemu::{Origin, import};
 use descriptor::{Endpoint, FrameSet, ImageId};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use uuid::Uuid;
 
 use super::options::{CaptureOptions, ParentOptions};
 use crate::error::ToolError;
@@ -46,27 +46,39 @@ pub(super) fn write(
         ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
-    let mut progress = |progress: Progress<'_>| match progress {
-        Progress::Method(method) => bar.set_message(format!("capture by {method}")),
-        Progress::FellBack(method, error) => {
-            bar.suspend(|| eprintln!("{method} does not work here: {}", descriptor::Report(error)));
+    let mut observe = |progress: Progress<'_>| {
+        match progress {
+            Progress::Method(method) => bar.set_message(format!("capturing by {method}")),
+            Progress::FellBack(method, error) => {
+                bar.suspend(|| eprintln!("not by {method}: {}", descriptor::Report(error)));
+            }
+            Progress::Memory { done, total } => {
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            Progress::Copying { done, total } => {
+                bar.set_message("copying, the parent stands still");
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            _ => {}
         }
-        Progress::Memory { done, total } => {
-            bar.set_length(total);
-            bar.set_position(done);
-        }
-        Progress::Copying => bar.set_message("the parent stands still while its memory is copied"),
-        _ => {}
+        if interrupt.is_pending() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let how = capture::CaptureOptions {
         qmp: parent.qmp.clone(),
         method: parent.method.0,
         name: name.to_owned(),
+        replace: parent.force,
         disks: parent.disks.iter().map(|disk| disk.0.clone()).collect(),
     };
-    let image = ImageId::from_bytes(*Uuid::new_v4().as_bytes());
-    let captured = capture::capture(&how, image, &mut progress);
+    let image = ImageId::random().map_err(|error| ToolError::Kernel("draw random numbers", error))?;
+    let captured = capture::capture(&how, image, &mut observe);
+    if let Some(signal) = interrupt.take() {
+        return Err(SuperviseError::Interrupted(signal).into());
+    }
     let Captured { files, origin, method } = captured?;
+    let origin = Origin { servers: servers.to_vec(), ..origin };
     bar.set_message("looking for zeros");
     bar.set_position(0);
     let scan = |image: &ImageReader, frames: &FrameSet| {
@@ -74,17 +86,12 @@ pub(super) fn write(
         zero_frames(image, frames, &|done| bar.inc(done.bytes()))
     };
     let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (mut descriptor, index) = import(&files, origin, folder, scan)?;
+    let (descriptor, index) = import(&files, origin, folder, scan)?;
     bar.finish_and_clear();
 
-    descriptor.servers = servers.to_vec();
     let paths = Capture { descriptor: with_extension(name, "snow"), index: with_extension(name, "snowidx") };
     descriptor.write(&paths.descriptor)?;
     index.write(&paths.index)?;
-    if let Some(signal) = interrupt.take() {
-        return Err(SuperviseError::Interrupted(signal).into());
-    }
-
     let size = std::fs::metadata(&paths.descriptor).map_or(0, |file| file.len());
     let memory = descriptor.memory.frame_count().bytes();
     let pause_us = descriptor.identity.pause_us;

@@ -28,7 +28,7 @@ What a clone must know about itself:
   - Random numbers: without vmgenid (or an agent inside) all clones draw the same ones. Give the parent and the template that device.
   - MAC: QEMU restores the parent's from the device state. {mac} on the command line is for names and taps; change the address inside
     the guest, or keep each clone on a network of its own.
-  - Disks: freeze the parent's (blockdev-snapshot-sync) and give each clone an overlay: -drive file={dir}/disk.qcow2 or so.
+  - Disks: freeze the parent's with --disk, and give each clone an overlay of its own over the frozen file.
   - The wall clock is that of the capture until the guest sets it.";
 
 /// Capture a running QEMU over QMP; the parent goes on
@@ -98,8 +98,11 @@ pub(super) struct ParentOptions {
     #[arg(long, value_name = "METHOD", default_value = "auto")]
     pub(super) method: Choice,
     /// Freeze this disk of the parent at the capture: it goes on writing to the new qcow2 file OVERLAY; may be repeated
-    #[arg(long = "freeze-disk", value_name = "DEVICE=OVERLAY", value_parser = parse_disk)]
+    #[arg(long = "disk", value_name = "DEVICE=OVERLAY", value_parser = parse_disk)]
     pub(super) disks: Vec<Disk>,
+    /// Replace files of an earlier capture
+    #[arg(long)]
+    pub(super) force: bool,
 }
 
 /// A method of capture, or none for the best.
