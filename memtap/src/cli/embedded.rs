@@ -3,8 +3,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use descriptor::PageCount;
 use descriptor::image::ImageReader;
+use descriptor::{FrameSet, PageCount};
 use serde_json::json;
 
 use super::CliError;
@@ -18,24 +18,39 @@ use crate::stats::Status;
 /// Prints one line of JSON when the guest's work is done.
 #[derive(Debug, Args)]
 pub(super) struct EmbeddedArgs {
-    /// Compare every page with the image at the end.
-    #[arg(long, value_name = "X.snowidx")]
-    verify: Option<PathBuf>,
-    /// What the guest does: sequential, strided:PAGES, random or hot:PERCENT%, then options such as
-    /// touches=20%,writes=30%,discards=1%,seed=1.
-    #[arg(long, value_name = "SPEC", default_value = "random", value_parser = |text: &str| text.parse::<Workload>())]
-    workload: Workload,
-    /// How many threads the guest has.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    guest_threads: u32,
-    /// What the guest's memory is made of.
-    #[arg(long, value_enum, default_value_t)]
-    backing: Backing,
+    #[command(flatten)]
+    guest: GuestOptions,
     /// Stay after the work is done, until the clone is complete or someone stops it.
     #[arg(long)]
     hold: bool,
     #[command(flatten)]
     clone: CloneOptions,
+}
+
+/// What a guest of threads takes.
+#[derive(Debug, Args)]
+pub(super) struct GuestOptions {
+    /// Compare every page with the image at the end.
+    #[arg(long, value_name = "X.snowidx")]
+    pub(super) verify: Option<PathBuf>,
+    /// What the guest does: sequential, strided:PAGES, random or hot:PERCENT%, then options such as
+    /// touches=20%,writes=30%,discards=1%,seed=1.
+    #[arg(long, value_name = "SPEC", default_value = "random", value_parser = |text: &str| text.parse::<Workload>())]
+    pub(super) workload: Workload,
+    /// How many threads the guest has.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) guest_threads: u32,
+    /// What the guest's memory is made of.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) backing: Backing,
+}
+
+impl GuestOptions {
+    /// What the guest is to do.
+    pub(super) fn plan(&self, free: FrameSet, epoch: Instant) -> Result<GuestPlan, CliError> {
+        let image = self.verify.as_deref().map(ImageReader::open).transpose()?;
+        Ok(GuestPlan { workload: self.workload, threads: self.guest_threads, image, free, epoch })
+    }
 }
 
 /// What happens while a guest works.
@@ -46,15 +61,8 @@ enum Happened {
 
 pub(super) fn run(arguments: &EmbeddedArgs, epoch: Instant) -> Result<u8, CliError> {
     let prepared = arguments.clone.prepare(epoch)?;
-    let image = arguments.verify.as_deref().map(ImageReader::open).transpose()?;
-    let (guest, port, handle) = EmbeddedGuest::new(&prepared.descriptor.memory, arguments.backing)?;
-    let plan = GuestPlan {
-        workload: arguments.workload,
-        threads: arguments.guest_threads,
-        image,
-        free: prepared.descriptor.free.clone(),
-        epoch,
-    };
+    let plan = arguments.guest.plan(prepared.descriptor.free.clone(), epoch)?;
+    let (guest, port, handle) = EmbeddedGuest::new(&prepared.descriptor.memory, arguments.guest.backing)?;
     let control = prepared.handle.clone();
     let (engine, _admin) = prepared.engine(Box::new(port), Box::new(handle))?;
     let (sender, happened) = channel();

@@ -3,6 +3,7 @@
 //! Its exit codes are in [`crate::engine::exit_code`]; logs go to stderr (`RUST_LOG` filters them), results to stdout.
 
 mod embedded;
+mod guest;
 mod options;
 mod status;
 mod uffd;
@@ -36,6 +37,7 @@ struct Cli {
 enum Role {
     Uffd(uffd::UffdArgs),
     Embedded(embedded::EmbeddedArgs),
+    Guest(guest::GuestArgs),
     Status(status::StatusArgs),
 }
 
@@ -82,6 +84,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.role {
         Role::Uffd(arguments) => uffd::run(&arguments, epoch),
         Role::Embedded(arguments) => embedded::run(&arguments, epoch),
+        Role::Guest(arguments) => guest::run(&arguments, epoch),
         Role::Status(arguments) => status::run(&arguments),
     };
     match result {

@@ -1,6 +1,6 @@
 use descriptor::memory::{MemoryMap, PageSize};
 use descriptor::{FrameRange, Gfn, PAGE_SIZE, PageCount};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::uffd::{HostRegion, HostRegions, HostRegionsError};
@@ -9,7 +9,7 @@ use crate::port::uffd::{HostRegion, HostRegions, HostRegionsError};
 pub const MAX_MESSAGE: usize = 128 << 10;
 
 /// A region of guest memory as a VMM describes it; all sizes and addresses are in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "WireRegion")]
 pub struct VmmRegion {
     /// Where it lies in the VMM's address space.
@@ -141,6 +141,27 @@ pub fn host_regions(message: &[VmmRegion], memory: &MemoryMap) -> Result<HostReg
     Ok(regions)
 }
 
+/// What a VMM says of its memory: the other side of [`host_regions`].
+pub fn describe(regions: &HostRegions, memory: &MemoryMap) -> Vec<VmmRegion> {
+    let mut offset = 0;
+    let mut message = Vec::new();
+    for frames in memory.regions().iter().map(|region| region.frames) {
+        for region in regions.regions() {
+            let part = region.frames.intersection(frames);
+            if !part.is_empty() {
+                message.push(VmmRegion {
+                    base_host_virt_addr: region.address + (part.start() - region.frames.start()).bytes(),
+                    size: part.count().bytes(),
+                    offset: offset + (part.start() - frames.start()).bytes(),
+                    page_size: region.page_size.frames().bytes(),
+                });
+            }
+        }
+        offset += frames.count().bytes();
+    }
+    message
+}
+
 /// The frames whose pages lie at `start..end` of the memory file, in runs, each with its offset in the file.
 fn frames_in_file(memory: &MemoryMap, start: u64, end: u64) -> impl Iterator<Item = (FrameRange, u64)> {
     let mut file_offset = 0;
@@ -192,6 +213,7 @@ mod tests {
         let message = [region(0x7f00_0000_0000, 0xc000_0000, 0), region(0x7e00_0000_0000, 0x4000_0000, 0xc000_0000)];
         let regions = host_regions(&message, &map).unwrap();
         assert_eq!(regions.frame_at(0x7e00_0000_0000), Some(Gfn::new(0x10_0000)));
+        assert_eq!(describe(&regions, &map), message);
         // One region over the hole comes to the same frames.
         let regions = host_regions(&[region(0x7f00_0000_0000, 1 << 32, 0)], &map).unwrap();
         assert_eq!(regions.frame_at(0x7f00_0000_0000 + 0xc000_0000), Some(Gfn::new(0x10_0000)));

@@ -30,13 +30,14 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
-    sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 use thiserror::Error;
 
-pub use message::{HandshakeError, MAX_MESSAGE, VmmRegion, host_regions, parse};
+pub use message::{HandshakeError, MAX_MESSAGE, VmmRegion, describe, host_regions, parse};
 
+use super::FaultPort;
 use super::uffd::UffdPort;
 use crate::guest::ProcessGuest;
 
@@ -177,6 +178,24 @@ impl Drop for HandshakeSocket {
             tracing::debug!(path = %self.path.display(), %error, "the handshake socket was gone already");
         }
     }
+}
+
+/// The VMM's side: hands `port`, the memory of this process, to the handler that listens at `path`. The connection returned
+/// is to be kept, and `port` to be left alone; it must not be dropped either, as a VMM keeps its userfaultfd too.
+///
+/// # Errors
+/// When nobody listens, or the message cannot be sent.
+pub fn hand_over(path: &Path, port: &UffdPort, memory: &MemoryMap) -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let message = serde_json::to_vec(&describe(port.regions(), memory))?;
+    let fds = [port.fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let bytes = [io::IoSlice::new(&message)];
+    let sent = rustix::net::sendmsg(&socket, &bytes, &mut ancillary, SendFlags::NOSIGNAL)?;
+    if sent == message.len() { Ok(socket) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 fn peer(socket: &OwnedFd) -> Result<ProcessGuest, AcceptError> {
