@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{Shutdown, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -120,6 +120,14 @@ impl Listener {
     /// True for TCP.
     pub(crate) fn is_tcp(&self) -> bool {
         matches!(self.endpoint, Endpoint::Tcp(_))
+    }
+
+    /// Ends listening: accepts under way fail, and clients are turned away instead of waiting for one.
+    pub(crate) fn stop(&self) {
+        // Another ring may have done it to a socket that they share.
+        if let Err(error) = self.socket.shutdown(Shutdown::Read) {
+            tracing::trace!(%error, endpoint = %self.endpoint, "stop listening");
+        }
     }
 }
 

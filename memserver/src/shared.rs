@@ -118,12 +118,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Begins to stop; what is not done after `grace` is broken off.
+    /// Begins to stop; what is not done after `grace` is broken off. Said again it can only be sooner.
     pub(crate) fn drain(&self, grace: Duration) {
         if !self.draining.swap(true, Ordering::Relaxed) {
             tracing::info!(?grace, "draining");
-            self.tell(&Command::Drain(self.now() + grace));
         }
+        self.tell(&Command::Drain(self.now().saturating_add(grace)));
     }
 
     pub(crate) fn is_draining(&self) -> bool {

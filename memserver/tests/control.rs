@@ -207,6 +207,10 @@ fn draining_does_not_wait_for_the_stopped() {
     let mut stopped = Client::open(&server.endpoints()[0], image.id);
     stopped.request_plenty();
     wait_for("bulk to wait", || server.status().bulk.queued >= 2);
+    server.drain(10 * PATIENCE);
+    // New clients are turned away meanwhile, and whoever asks again need not wait as long.
+    let endpoints = server.endpoints().to_vec();
+    wait_for("the end of listening", || endpoints.iter().all(|endpoint| Client::try_connect(endpoint).is_err()));
     server.drain(Duration::from_millis(100));
     server.wait().unwrap();
 }

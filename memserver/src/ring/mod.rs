@@ -196,12 +196,10 @@ impl Ring {
     }
 
     fn drain(&mut self, now: Duration, deadline: Duration) {
-        self.deadline = Some(deadline);
-        for (index, acceptor) in self.listeners.iter_mut().enumerate() {
+        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        for acceptor in &mut self.listeners {
             acceptor.retry = None;
-            if acceptor.armed {
-                self.uring.stop_accepting(index as u32);
-            }
+            acceptor.listener.stop();
         }
         for key in self.keys() {
             if let Some(connection) = self.connection(key) {

@@ -150,20 +150,24 @@ pub enum Got {
 
 impl Client {
     pub fn connect(endpoint: &Endpoint) -> Self {
+        Self::try_connect(endpoint).unwrap()
+    }
+
+    pub fn try_connect(endpoint: &Endpoint) -> io::Result<Self> {
         let stream: Box<dyn Stream> = match endpoint {
             Endpoint::Tcp(address) => {
-                let stream = TcpStream::connect(address).unwrap();
-                stream.set_nodelay(true).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let stream = TcpStream::connect(address)?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
                 Box::new(stream)
             }
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
                 Box::new(stream)
             }
         };
-        Self { stream, buffer: Vec::new(), limits: None, capabilities: Capabilities::default(), tag: 0 }
+        Ok(Self { stream, buffer: Vec::new(), limits: None, capabilities: Capabilities::default(), tag: 0 })
     }
 
     /// Connects and says hello; whatever the answer is comes with it.

@@ -196,7 +196,7 @@ impl Uring {
         self.push(entry, Op::Wake, 0, 0);
     }
 
-    /// Accepts connections. The listener must stay open until [`Uring::stop_accepting`] has completed.
+    /// Accepts connections. The listener must stay open until that has ended.
     pub(super) fn accept(&mut self, listener: u32, fd: BorrowedFd<'_>) {
         let fd = Fd(fd.as_raw_fd());
         let entry = match (self.features.multishot_accept, self.features.direct_descriptors) {
@@ -209,12 +209,6 @@ impl Uring {
             }
         };
         self.push(entry, Op::Accept, listener, 0);
-    }
-
-    /// Ends accepting at `listener`.
-    pub(super) fn stop_accepting(&mut self, listener: u32) {
-        let entry = opcode::AsyncCancel::new(user_data(Op::Accept, listener, 0)).build();
-        self.push(entry, Op::Cancel, 0, 0);
     }
 
     /// Receives from a socket.
