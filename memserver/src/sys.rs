@@ -63,8 +63,15 @@ impl Mapping {
     /// Reads the bytes from `offset` on into memory and maps them; `length` is cut at the end of the mapping.
     pub(crate) fn populate(&self, offset: usize, length: usize) -> io::Result<()> {
         let length = length.min(self.length.saturating_sub(offset));
-        // SAFETY: the range lies within this mapping; reading it in changes no byte.
-        check(unsafe { libc::madvise(self.start.as_ptr().add(offset).cast(), length, libc::MADV_POPULATE_READ) })
+        let advise = |advice| {
+            // SAFETY: the range lies within this mapping; reading it in changes no byte.
+            check(unsafe { libc::madvise(self.start.as_ptr().add(offset).cast(), length, advice) })
+        };
+        match advise(libc::MADV_POPULATE_READ) {
+            // Linux before 5.14 only reads ahead.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => advise(libc::MADV_WILLNEED),
+            result => result,
+        }
     }
 
     /// Keeps the mapping in memory.
