@@ -169,8 +169,6 @@ impl Server {
         for (index, ring) in self.rings.drain(..).enumerate() {
             let ended = ring.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
             if let Err(source) = ended {
-                // The others must not go on alone: a connection could land at the dead one's socket.
-                self.shared.drain(Duration::ZERO);
                 result = Err(ServeError::Thread { thread: format!("ring {index}"), source });
             }
         }
@@ -188,6 +186,19 @@ impl Drop for Server {
         self.shared.drain(Duration::ZERO);
         if let Err(error) = self.join() {
             tracing::error!(error = %descriptor::Report(&error), "server");
+        }
+    }
+}
+
+/// Stops the server when a ring ends that nobody has told to, by a failure or a panic: better the whole server is started
+/// anew than that some of its clients hang.
+struct EndsAll(Arc<Shared>);
+
+impl Drop for EndsAll {
+    fn drop(&mut self) {
+        if !self.0.is_draining() {
+            tracing::error!("a ring has failed; stopping");
+            self.0.drain(Duration::ZERO);
         }
     }
 }
@@ -244,9 +255,10 @@ fn start_rings(
         let (features, sessions) = (config.ring_features, config.max_sessions.get());
         let mine = Arc::clone(shared);
         // A ring belongs to the thread that makes it.
-        let run = move || match Ring::new(mine, index, listeners, features, sessions) {
+        let run = move || match Ring::new(Arc::clone(&mine), index, listeners, features, sessions) {
             Ok(ring) => {
                 let _ = ready.send(Ok(ring.features()));
+                let _all = EndsAll(mine);
                 ring.run()
             }
             Err(error) => {

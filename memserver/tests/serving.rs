@@ -207,3 +207,29 @@ fn an_image_in_memory_is_sent_from_registered_buffers() {
     assert_eq!(client.receive(), Got::Goodbye(GoodbyeReason::ImageGone));
     wait_for("the image to be given up", || ring().registered_bytes == 0);
 }
+
+#[test]
+fn clients_that_vanish_leave_nothing_behind() {
+    let image = TestImage::new(8);
+    for features in [RingFeatures::Auto, RingFeatures::Basic] {
+        let server = serve(&image, |config| {
+            config.ring_features = features;
+            config.max_sessions = NonZeroUsize::new(20).unwrap();
+        });
+        for round in 0..30 {
+            let endpoint = &server.endpoints()[round % 2];
+            let mut clients: Vec<_> = (0..5).map(|_| Client::connect(endpoint)).collect();
+            // One each leaves before the handshake, in the middle of it, after it, and in the middle of an answer.
+            clients[1].send(b"SFfe\x01");
+            let mut open = Client::open(endpoint, image.id);
+            open.request_plenty();
+            assert!(matches!(open.receive(), Got::Pages { .. }));
+            clients.push(open);
+            clients.push(Client::open(endpoint, image.id));
+            drop(clients);
+            wait_for("the end of all connections", || server.status().connections == 0);
+        }
+        let status = server.status();
+        assert_eq!((status.bulk.queued, status.sessions.len(), status.sessions_total), (0, 0, 60));
+    }
+}
