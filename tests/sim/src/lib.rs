@@ -10,16 +10,22 @@
 //! - [`server`]: memserver's sessions and schedule behind streams; [`datagrams`]: a model of a page server behind datagrams;
 //! - [`world`]: all of them together, with the properties that are checked.
 //!
+//! Apart from it are the bodies of fuzz targets: [`operations`] drives one pager through any list of operations against a
+//! simple model, [`client`] a session of memserver through anything that a client may send, [`codecs`] the decoders.
+//!
 //! Everything random comes from the seed, so a run repeats exactly. What is checked: a page that a guest reads is the image's,
 //! or what the guest wrote, or zeros after a discard; bytes from the server are installed at most once for each page; every
 //! thread comes to its end, unless the pager says that it failed and the scenario gives it a reason to; the pager keeps to
 //! the server's limits; where nothing goes wrong, no fault takes long.
 
+pub mod client;
+pub mod codecs;
 pub mod datagrams;
 pub mod events;
 pub mod guest;
 pub mod image;
 pub mod network;
+pub mod operations;
 pub mod port;
 pub mod scenario;
 pub mod server;

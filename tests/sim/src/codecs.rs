@@ -1,0 +1,86 @@
+//! Decoders on bytes from anywhere: what fuzzing and property tests share.
+
+use descriptor::fetch::{Message, Preamble, decode, decode_preamble};
+use descriptor::{FrameRange, FrameSet, PageCount};
+
+/// The universe of the frame sets: 4 GiB of memory, more than one chunk of bitmap and not a whole number of them.
+const UNIVERSE: PageCount = PageCount::new((1 << 20) - 100);
+
+/// Decodes `bytes` as a stream of the fetch protocol.
+///
+/// # Panics
+/// When a message that was accepted is not the same after it was encoded and decoded again, or takes more bytes than there are.
+pub fn fetch(bytes: &[u8]) {
+    if let Ok(Some((_, length))) = decode_preamble(bytes) {
+        let mut preamble = Vec::new();
+        Preamble.encode(&mut preamble);
+        assert_eq!(preamble.len(), length);
+    }
+    let mut rest = bytes;
+    while let Ok(Some((message, length))) = decode(rest) {
+        assert!((1..=rest.len()).contains(&length), "a message of {length} bytes in {}", rest.len());
+        check(&message);
+        rest = &rest[length..];
+    }
+}
+
+/// Decodes `bytes` as a frame set.
+///
+/// # Panics
+/// When a set that was accepted does not encode to the bytes that it came from in fewest, or not to itself.
+pub fn frame_set(bytes: &[u8]) {
+    let Ok(set) = FrameSet::decode(bytes, UNIVERSE) else {
+        return;
+    };
+    let encoded = set.encode();
+    assert!(encoded.len() <= bytes.len(), "{} bytes became {}", bytes.len(), encoded.len());
+    assert_eq!(FrameSet::decode(&encoded, UNIVERSE).as_ref(), Ok(&set));
+    let count: PageCount = set.runs().map(FrameRange::count).sum();
+    assert_eq!(set.count(), count);
+    assert_eq!(FrameSet::from_ranges(UNIVERSE, set.runs()), set);
+}
+
+fn check(message: &Message<'_>) {
+    let mut encoded = Vec::new();
+    message.encode(&mut encoded);
+    match decode(&encoded) {
+        Ok(Some((again, length))) => {
+            assert_eq!(length, encoded.len());
+            assert_eq!(&again, message);
+        }
+        other => panic!("{message:?} was encoded, then decoded as {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use descriptor::Gfn;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fetch(&bytes);
+            frame_set(&bytes);
+        }
+
+        #[test]
+        fn bytes_that_begin_well(kind in 1..11_u8, length in 0..64_u8, body in proptest::collection::vec(0..4_u8, 64)) {
+            let mut bytes = vec![kind, 0, 0, 0, length, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+            bytes.extend(body);
+            fetch(&bytes);
+        }
+
+        #[test]
+        fn any_frame_set(runs in proptest::collection::vec((0..UNIVERSE.get(), 1..100_000_u64), 0..20)) {
+            let range = |(start, count): (u64, u64)| {
+                FrameRange::new(Gfn::new(start), PageCount::new(count.min(UNIVERSE.get() - start)))
+            };
+            frame_set(&FrameSet::from_ranges(UNIVERSE, runs.into_iter().map(range)).encode());
+        }
+    }
+}
