@@ -56,7 +56,7 @@ impl Layout for Blocks {
     fn head(&self, range: FrameRange, limit: PageCount) -> (FrameRange, Content) {
         let start = range.start().index();
         let (run, _) = range.split_at(PageCount::new(8 - start % 8));
-        if start / 8 % 2 == 0 { (run.split_at(limit).0, Content::Stored) } else { (run, Content::Zero) }
+        if (start / 8).is_multiple_of(2) { (run.split_at(limit).0, Content::Stored) } else { (run, Content::Zero) }
     }
 }
 

@@ -75,6 +75,14 @@ mod tests {
             fetch(&bytes);
         }
 
+        /// Found by fuzzing: bytes that a receiver ignores made two equal requests unequal.
+        #[test]
+        fn reserved_bytes_make_no_difference(reserved in any::<[u8; 4]>()) {
+            let mut bytes = vec![4, 0, 0, 0, 16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+            bytes.extend(reserved);
+            fetch(&bytes);
+        }
+
         #[test]
         fn any_frame_set(runs in proptest::collection::vec((0..UNIVERSE.get(), 1..100_000_u64), 0..20)) {
             let range = |(start, count): (u64, u64)| {
