@@ -64,7 +64,8 @@ pub(super) fn run(arguments: &EmbeddedArgs, epoch: Instant) -> Result<u8, CliErr
     let plan = arguments.guest.plan(prepared.descriptor.free.clone(), epoch)?;
     let (guest, port, handle) = EmbeddedGuest::new(&prepared.descriptor.memory, arguments.guest.backing)?;
     let control = prepared.handle.clone();
-    let (engine, _admin) = prepared.engine(Box::new(port), Box::new(handle))?;
+    let none = prepared.none();
+    let (engine, _admin) = prepared.engine(Box::new(port), Box::new(handle), none)?;
     let (sender, happened) = channel();
     let (for_engine, for_guest) = (sender.clone(), sender);
     let start = |error| CliError::Start("cannot start a thread", error);

@@ -5,6 +5,7 @@
 mod embedded;
 mod guest;
 mod options;
+mod qemu;
 mod status;
 mod uffd;
 
@@ -36,6 +37,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Role {
     Uffd(uffd::UffdArgs),
+    Qemu(qemu::QemuArgs),
     Embedded(embedded::EmbeddedArgs),
     Guest(guest::GuestArgs),
     Status(status::StatusArgs),
@@ -56,6 +58,8 @@ enum CliError {
     Source(#[from] crate::source::SourceError),
     #[error(transparent)]
     Accept(#[from] crate::port::firecracker::AcceptError),
+    #[error(transparent)]
+    Qemu(#[from] qemu::ReachError),
     #[error(transparent)]
     Embedded(#[from] crate::guest::embedded::EmbeddedError),
     #[error("cannot compare with the image")]
@@ -83,6 +87,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_log();
     let result = match cli.role {
         Role::Uffd(arguments) => uffd::run(&arguments, epoch),
+        Role::Qemu(arguments) => qemu::run(&arguments, epoch),
         Role::Embedded(arguments) => embedded::run(&arguments, epoch),
         Role::Guest(arguments) => guest::run(&arguments, epoch),
         Role::Status(arguments) => status::run(&arguments),

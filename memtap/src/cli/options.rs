@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use descriptor::fetch::MAX_TICKET;
-use descriptor::{Descriptor, Endpoint, PageCount};
+use descriptor::{Descriptor, Endpoint, FrameSet, PageCount};
 
 use super::{CliError, stop_on_signals};
 use crate::admin::AdminSocket;
@@ -80,16 +80,22 @@ impl CloneOptions {
 }
 
 impl Prepared {
-    /// The engine over this port and guest.
+    /// No frames, as a clone has them at its beginning.
+    pub(super) fn none(&self) -> FrameSet {
+        FrameSet::empty(self.descriptor.memory.universe())
+    }
+
+    /// The engine over this port and guest, which has the `present` frames already.
     pub(super) fn engine(
         self,
         port: Box<dyn FaultPort + Send>,
         guest: Box<dyn Guest + Send>,
+        present: FrameSet,
     ) -> Result<(Engine, Option<AdminSocket>), CliError> {
         let Self { options, descriptor, ticket, control, epoch, _admin, .. } = self;
         let traits = port.traits();
         let seed = seed();
-        let pager = Pager::new(epoch.elapsed(), options.pager_config(&descriptor, traits), seed)?;
+        let pager = Pager::new(epoch.elapsed(), options.pager_config(&descriptor, present, traits), seed)?;
         let endpoints = if options.servers.is_empty() { descriptor.servers.clone() } else { options.servers.clone() };
         let source = Source::new(SourceConfig {
             endpoints,
@@ -113,8 +119,9 @@ impl Prepared {
 }
 
 impl CloneOptions {
-    fn pager_config(&self, descriptor: &Descriptor, port: PortTraits) -> PagerConfig {
+    fn pager_config(&self, descriptor: &Descriptor, present: FrameSet, port: PortTraits) -> PagerConfig {
         PagerConfig {
+            present,
             hydrate: self.hydrate,
             prefetch: self.prefetch,
             patience: if self.on_failure == OnFailure::Hold { FOR_EVER } else { self.patience },

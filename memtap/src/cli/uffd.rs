@@ -34,7 +34,8 @@ pub(super) fn run(arguments: &UffdArgs, epoch: Instant) -> Result<u8, CliError> 
             return Ok(exit_code::PORT);
         }
     };
-    let (engine, _admin) = prepared.engine(Box::new(port), Box::new(guest))?;
+    let none = prepared.none();
+    let (engine, _admin) = prepared.engine(Box::new(port), Box::new(guest), none)?;
     let ended = engine.run();
     arguments.clone.write_stats(&ended)?;
     drop(connection);

@@ -70,6 +70,14 @@ pub enum PortError {
         #[source]
         source: std::io::Error,
     },
+    /// The peer closed the connection before it had every page. Where it still runs, its guest hangs at what is missing.
+    #[error("{peer} closed the connection with {missing} pages missing")]
+    Closed {
+        /// Who.
+        peer: &'static str,
+        /// The pages that were not sent.
+        missing: PageCount,
+    },
     /// The peer (a VMM, a hypervisor) sent something that its protocol does not allow.
     #[error("{peer} broke its protocol: {what}")]
     Protocol {

@@ -31,6 +31,7 @@
 mod channel;
 pub mod return_path;
 mod session;
+mod sys;
 #[cfg(test)]
 mod testing;
 mod wire;
@@ -44,6 +45,8 @@ use descriptor::{Descriptor, FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
+
+pub(crate) use sys::inherited;
 
 use self::channel::{Channel, Urgency};
 use self::return_path::ReturnPath;
@@ -73,19 +76,8 @@ pub struct QemuPort {
     epoll: OwnedFd,
     watched: Watched,
     buffer: Box<[u8]>,
-    ending: Option<Ending>,
-}
-
-/// How a migration ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// QEMU has every page and said so.
-    Completed,
-    /// QEMU closed the connection before: it was ended, or it gave up, in which case its guest hangs where pages are missing.
-    Broken {
-        /// The pages that were not sent.
-        missing: PageCount,
-    },
+    /// What was reported during a recovery, for the first [`FaultPort::read_events`].
+    early: Vec<Event>,
 }
 
 /// A clone that cannot be started or taken over.
@@ -98,9 +90,6 @@ pub enum QemuError {
     /// The connection failed, or QEMU broke the protocol.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// QEMU closed the connection while it was to tell what it has.
-    #[error("QEMU closed the connection in the middle of the recovery")]
-    Closed,
     /// QEMU did not tell what it has.
     #[error("QEMU did not finish the recovery within {0:?}; is its migration in state postcopy-paused?")]
     TimedOut(Duration),
@@ -135,19 +124,16 @@ impl QemuPort {
         main: OwnedFd,
         preempt: Option<OwnedFd>,
         timeout: Duration,
-    ) -> Result<(Self, Vec<Event>), QemuError> {
+    ) -> Result<Self, QemuError> {
         let mut opening = Vec::new();
         let session = Session::recover(descriptor, &mut opening)?;
         let mut port = Self::new(session, opening, main, preempt)?;
-        let mut events = Vec::new();
+        let mut early = Vec::new();
         let deadline = Instant::now() + timeout;
         loop {
-            port.read_events(&mut events)?;
-            if port.ending.is_some() {
-                return Err(QemuError::Closed);
-            }
+            port.read_events(&mut early)?;
             if port.session.is_running() {
-                return Ok((port, events));
+                break;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -155,16 +141,15 @@ impl QemuPort {
             }
             port.wait(left)?;
         }
+        port.early = early;
+        // A socket with room makes the descriptor readable, so that the early events are fetched.
+        port.watch(Watched { main: true, ..port.watched })?;
+        Ok(port)
     }
 
     /// The frames that were sent, or had arrived before a recovery.
     pub fn sent(&self) -> &FrameSet {
         self.session.sent()
-    }
-
-    /// How the migration ended, once [`Event::Closed`] was reported.
-    pub fn ending(&self) -> Option<&Ending> {
-        self.ending.as_ref()
     }
 
     fn new(session: Session, opening: Vec<u8>, main: OwnedFd, preempt: Option<OwnedFd>) -> Result<Self, PortError> {
@@ -179,7 +164,7 @@ impl QemuPort {
         let return_path = ReturnPath::new(session.bitmap_max());
         let buffer = vec![0; READ_SIZE].into_boxed_slice();
         let watched = Watched::default();
-        let mut port = Self { session, return_path, main, preempt, epoll, watched, buffer, ending: None };
+        let mut port = Self { session, return_path, main, preempt, epoll, watched, buffer, early: Vec::new() };
         port.main.push(Urgency::Demand, opening);
         port.flush()?;
         Ok(port)
@@ -199,8 +184,8 @@ impl QemuPort {
             let count = match self.main.read(&mut self.buffer) {
                 Ok(Some(0)) => break,
                 Ok(Some(count)) => count,
-                Ok(None) => return self.broke(events),
-                Err(error) if is_gone(&error) => return self.broke(events),
+                Ok(None) => return self.closed(events),
+                Err(error) if is_gone(&error) => return self.closed(events),
                 Err(error) => return Err(os("recv", MAIN)(error)),
             };
             self.return_path.push(&self.buffer[..count]);
@@ -213,7 +198,6 @@ impl QemuPort {
                 self.main.push(Urgency::Demand, answer);
             }
             if self.session.is_completed() {
-                self.ending = Some(Ending::Completed);
                 events.push(Event::Closed);
                 return Ok(());
             }
@@ -235,12 +219,15 @@ impl QemuPort {
                 self.preempt = None;
                 Ok(())
             }
-            Ok(None) | Err(_) => self.broke(events),
+            Ok(None) | Err(_) => self.closed(events),
         }
     }
 
-    fn broke(&mut self, events: &mut Vec<Event>) -> Result<(), PortError> {
-        self.ending = Some(Ending::Broken { missing: self.session.missing() });
+    /// The end of a connection: a failure unless QEMU has every page.
+    fn closed(&self, events: &mut Vec<Event>) -> Result<(), PortError> {
+        if !self.session.has_ended() {
+            return Err(PortError::Closed { peer: "QEMU", missing: self.session.missing() });
+        }
         events.push(Event::Closed);
         Ok(())
     }
@@ -371,11 +358,12 @@ impl FaultPort for QemuPort {
     }
 
     fn read_events(&mut self, events: &mut Vec<Event>) -> Result<(), PortError> {
-        if self.ending.is_none() {
-            self.read(events)?;
-            self.flush()?;
+        events.append(&mut self.early);
+        if self.session.is_completed() {
+            return Ok(());
         }
-        Ok(())
+        self.read(events)?;
+        self.flush()
     }
 
     fn install(&mut self, start: Gfn, pages: &[u8]) -> Result<Installed, PortError> {
