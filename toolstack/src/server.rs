@@ -86,15 +86,7 @@ fn spawn(
         command.arg("--ticket-file").arg(file);
     }
     let (name, log) = ("memserver".to_owned(), log.to_owned());
-    let spec = ChildSpec {
-        name,
-        role: Role::Server,
-        command,
-        log,
-        output: Output::Ready,
-        fds: Vec::new(),
-        dies_with_us: true,
-    };
+    let spec = ChildSpec { name, role: Role::Server, command, log, output: Output::Ready, fds: Vec::new() };
     let child = supervisor.start(spec)?;
     let said = supervisor.wait_ready(child, READY_PATIENCE)?;
     let endpoints: Result<Vec<Endpoint>, _> = said.split_whitespace().map(str::parse).collect();

@@ -174,8 +174,6 @@ impl Clone {
             log: run.path().join(format!("clone-{id}.log")),
             output: Output::File(result.clone()),
             fds: Vec::new(),
-
-            dies_with_us: true,
         })?;
         Ok(Self { id, child, result, admin })
     }

@@ -100,8 +100,6 @@ impl Clone {
             log: dir.join("qemu.log"),
             output: Output::Log,
             fds: theirs.into_iter().collect(),
-
-            dies_with_us: true,
         })?;
         Ok(Self { identity, dir, guest, pager: None, started, qmp, channel })
     }
@@ -132,7 +130,7 @@ impl Clone {
         options.pass_on(&mut command);
         let name = format!("memtap of {}", self.identity.name);
         let log = self.dir.join("memtap.log");
-        let spec = ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds, dies_with_us: true };
+        let spec = ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds };
         self.pager = Some(supervisor.start(spec)?);
         Ok(())
     }

@@ -36,8 +36,6 @@ pub struct ChildSpec {
     pub output: Output,
     /// Descriptors that it inherits under the same numbers; this process's own are closed once it runs.
     pub fds: Vec<OwnedFd>,
-    /// False when it is to live on should this process die.
-    pub dies_with_us: bool,
 }
 
 /// Where a child's standard output goes.
@@ -72,12 +70,11 @@ pub(super) struct Child {
 enum State {
     Running,
     Ended(ExitStatus),
-    Released,
 }
 
 impl Child {
     pub(super) fn start(spec: ChildSpec) -> Result<Self, SuperviseError> {
-        let ChildSpec { name, role, mut command, log, output, fds, dies_with_us } = spec;
+        let ChildSpec { name, role, mut command, log, output, fds } = spec;
         let log_error = |source| SuperviseError::Log { path: log.clone(), source };
         let errors = File::options().create(true).append(true).open(&log).map_err(log_error)?;
         let output = match output {
@@ -86,7 +83,7 @@ impl Child {
             Output::File(path) => File::create(&path).map_err(|source| SuperviseError::Log { path, source })?.into(),
         };
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
-        sys::prepare(&mut command, dies_with_us.then(getpid), fds);
+        sys::prepare(&mut command, getpid(), fds);
 
         let program = command.get_program().to_string_lossy().into_owned();
         let start_error = |source| SuperviseError::Start { name: name.clone(), program: program.clone(), source };
@@ -139,10 +136,6 @@ impl Child {
         }
     }
 
-    pub(super) fn release(&mut self) {
-        self.state = State::Released;
-    }
-
     /// The error for a child that ended, or is about to.
     pub(super) fn failed(&mut self) -> SuperviseError {
         if self.is_running() {
@@ -151,7 +144,7 @@ impl Child {
         }
         let end = match self.state {
             State::Ended(status) => End(Some(status)),
-            State::Running | State::Released => End(None),
+            State::Running => End(None),
         };
         SuperviseError::Failed { name: self.name.clone(), end, log: self.log_tail() }
     }

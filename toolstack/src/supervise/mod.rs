@@ -186,13 +186,6 @@ impl Supervisor {
             self.stop(role);
         }
     }
-
-    /// Leaves the children of a role to themselves: they are watched and ended no more.
-    pub fn release(&mut self, role: Role) {
-        for child in self.children.iter_mut().filter(|child| child.role == role) {
-            child.release();
-        }
-    }
 }
 
 impl Drop for Supervisor {
@@ -245,7 +238,7 @@ mod tests {
             command.args(["-c", script]);
             let log = self.dir.path().join("log");
             let (name, role) = ("the child".to_owned(), Role::Guest);
-            let spec = ChildSpec { name, role, command, log, output, fds: Vec::new(), dies_with_us: true };
+            let spec = ChildSpec { name, role, command, log, output, fds: Vec::new() };
             self.supervisor.start(spec).unwrap()
         }
     }
@@ -320,7 +313,7 @@ mod tests {
         command.arg(path);
         let (name, log) = ("the child".to_owned(), run.dir.path().join("log"));
         let fds = vec![theirs.into()];
-        let spec = ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds, dies_with_us: true };
+        let spec = ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds };
         run.supervisor.start(spec).unwrap();
         assert!(matches!(run.supervisor.wait(PATIENCE).unwrap(), Event::Ended(_, status) if status.success()));
         let said = std::fs::read_to_string(run.dir.path().join("log")).unwrap();
@@ -332,15 +325,7 @@ mod tests {
         let mut run = Run::new();
         let (name, log) = ("clone 1".to_owned(), run.dir.path().join("log"));
         let command = Command::new("/nowhere/qemu");
-        let spec = ChildSpec {
-            name,
-            role: Role::Guest,
-            command,
-            log,
-            output: Output::Log,
-            fds: Vec::new(),
-            dies_with_us: true,
-        };
+        let spec = ChildSpec { name, role: Role::Guest, command, log, output: Output::Log, fds: Vec::new() };
         let error = run.supervisor.start(spec).unwrap_err();
         assert_eq!(error.to_string(), "cannot start clone 1: \"/nowhere/qemu\" does not run");
     }

@@ -12,14 +12,12 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 /// Lets the process that `command` starts die with `parent`, the calling process, and hands it `fds` under the same numbers.
 ///
 /// The kernel watches the *thread* that starts the child: when that thread ends, the child is killed.
-pub(super) fn prepare(command: &mut Command, parent: Option<Pid>, fds: Vec<OwnedFd>) {
+pub(super) fn prepare(command: &mut Command, parent: Pid, fds: Vec<OwnedFd>) {
     let hook = move || {
-        if let Some(parent) = parent {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // A parent that died before the line above sends no signal any more.
-            if getppid() != Some(parent) {
-                return Err(io::ErrorKind::NotConnected.into());
-            }
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // A parent that died before the line above sends no signal any more.
+        if getppid() != Some(parent) {
+            return Err(io::ErrorKind::NotConnected.into());
         }
         for fd in &fds {
             fcntl_setfd(fd, FdFlags::empty())?;
