@@ -7,7 +7,7 @@ use descriptor::Endpoint;
 
 use crate::error::ToolError;
 use crate::report::ServerReport;
-use crate::supervise::{ChildId, ChildSpec, Output, Role, RunDir, Supervisor, own_command};
+use crate::supervise::{ChildId, ChildSpec, Output, Role, RunDir, SuperviseError, Supervisor, own_command};
 
 /// How long a server may take until it listens; it may read the whole image first.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
@@ -15,6 +15,9 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 /// How often a server is started again. Clones survive a crash, but a server that crashes time and again is a fault of its
 /// own, which starting it forever would hide.
 const RESTARTS: u32 = 3;
+
+/// A pause before that: long for a kernel, short for a guest that waits.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a page server is to do.
 pub(crate) struct Service {
@@ -58,12 +61,37 @@ impl Server {
     /// Starts it again after it died.
     ///
     /// # Errors
-    /// The failure of the one that died, when that happened too often; or when it does not start.
+    /// The failure of the one that died, when that happened too often; or when a signal comes.
     pub(crate) fn restart(&mut self, supervisor: &mut Supervisor) -> Result<(), ToolError> {
-        let failure = supervisor.failure(self.child);
-        self.restarts_left = self.restarts_left.checked_sub(1).ok_or(failure)?;
-        (self.child, _) = spawn(supervisor, &self.service, &self.log, &self.admin)?;
-        Ok(())
+        let mut failure: ToolError = supervisor.failure(self.child).into();
+        while let Some(left) = self.restarts_left.checked_sub(1) {
+            self.restarts_left = left;
+            eprintln!("memserver died, starting it again; its log is {}", self.log.display());
+            // The kernel takes the rings of a killed process down in its own time, and until then its sockets seem to listen.
+            supervisor.pause(RESTART_PAUSE)?;
+            self.remove_sockets();
+            match spawn(supervisor, &self.service, &self.log, &self.admin) {
+                Ok((child, _)) => {
+                    self.child = child;
+                    return Ok(());
+                }
+                Err(error @ ToolError::Supervise(SuperviseError::Interrupted(_))) => return Err(error),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Removes the sockets of a server of ours that is dead, so that nobody listens there.
+    fn remove_sockets(&self) {
+        let unix = self.service.listen.iter().filter_map(|endpoint| match endpoint {
+            Endpoint::Unix(path) => Some(path),
+            Endpoint::Tcp(_) => None,
+        });
+        for path in unix.chain([&self.admin]) {
+            // Where it is gone already that is as well.
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// What it says of itself.

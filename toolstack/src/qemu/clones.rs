@@ -21,6 +21,9 @@ const LISTEN_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether the socket is there.
 const LISTEN_POLL: Duration = Duration::from_millis(2);
 
+/// How often a clone's memtap is replaced. One that dies time and again has a fault of its own.
+const RECOVERIES: u32 = 3;
+
 /// A clone that was started.
 pub(super) struct Clone {
     pub(super) identity: Identity,
@@ -29,6 +32,7 @@ pub(super) struct Clone {
     pub(super) guest: ChildId,
     /// None until [`Clone::start_pager`].
     pub(super) pager: Option<ChildId>,
+    recoveries_left: u32,
     /// When QEMU was started.
     pub(super) started: Instant,
     /// The QMP socket for the user, where the template has no monitor of its own.
@@ -101,7 +105,7 @@ impl Clone {
             output: Output::Log,
             fds: theirs.into_iter().collect(),
         })?;
-        Ok(Self { identity, dir, guest, pager: None, started, qmp, channel })
+        Ok(Self { identity, dir, guest, pager: None, recoveries_left: RECOVERIES, started, qmp, channel })
     }
 
     /// Starts the clone's memtap, from which the guest then gets its state and its memory.
@@ -124,15 +128,46 @@ impl Clone {
                 command.args(fds.iter().map(|fd| format!("--fd={}", fd.as_raw_fd())));
             }
         }
+        self.pager = Some(self.spawn_pager(supervisor, origin, options, command, fds)?);
+        Ok(())
+    }
+
+    /// Replaces a memtap that was killed. The new one has QEMU tell it which pages are there; the guest goes on.
+    ///
+    /// # Errors
+    /// When none can be started. False when that was done too often already.
+    pub(super) fn recover_pager(
+        &mut self,
+        supervisor: &mut Supervisor,
+        origin: &Origin<'_>,
+        options: &CloneOptions,
+    ) -> Result<bool, ToolError> {
+        let Some(left) = self.recoveries_left.checked_sub(1) else { return Ok(false) };
+        self.recoveries_left = left;
+        let mut command = own_command("memtap");
+        command.arg("qemu").arg("--descriptor").arg(origin.descriptor);
+        command.arg("--recover").arg("--connect").arg(self.dir.join(format!("recover-{left}.sock")));
+        if options.preempt {
+            command.arg("--preempt");
+        }
+        self.pager = Some(self.spawn_pager(supervisor, origin, options, command, Vec::new())?);
+        Ok(true)
+    }
+
+    fn spawn_pager(
+        &self,
+        supervisor: &mut Supervisor,
+        origin: &Origin<'_>,
+        options: &CloneOptions,
+        mut command: Command,
+        fds: Vec<OwnedFd>,
+    ) -> Result<ChildId, ToolError> {
         command.args(origin.server.map(|server| format!("--server={server}")));
         command.arg("--qmp").arg(self.dir.join(PAGER_QMP)).arg(format!("--pid={}", supervisor.pid(self.guest)));
         command.arg("--admin").arg(self.admin());
         options.pass_on(&mut command);
-        let name = format!("memtap of {}", self.identity.name);
-        let log = self.dir.join("memtap.log");
-        let spec = ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds };
-        self.pager = Some(supervisor.start(spec)?);
-        Ok(())
+        let (name, log) = (format!("memtap of {}", self.identity.name), self.dir.join("memtap.log"));
+        Ok(supervisor.start(ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds })?)
     }
 
     /// The QMP socket by which this command watches the clone.

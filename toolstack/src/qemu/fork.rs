@@ -94,9 +94,10 @@ fn clones(
     }
     let mut clones: Vec<Watched> = clones.into_iter().map(Watched::new).collect();
     let mut told = Told::default();
+    let mut has_changed = false;
     loop {
-        let looks: Vec<bool> = clones.iter_mut().map(Watched::look).collect();
-        if looks.contains(&true) {
+        has_changed |= clones.iter_mut().fold(false, |changed, clone| changed | clone.look());
+        if std::mem::take(&mut has_changed) {
             report.server = server.as_ref().map(|server| server.report(supervisor));
             report.clones = clones.iter().map(|clone| clone.report(supervisor)).collect();
             report.write(run)?;
@@ -110,12 +111,15 @@ fn clones(
         while let Event::Ended(child, status) = event {
             match server.as_mut().filter(|server| server.is(child)) {
                 Some(server) => {
-                    eprintln!("{}; starting it again", supervisor.failure(child));
                     server.restart(supervisor)?;
+                    has_changed = true;
                 }
                 None => clones.iter_mut().for_each(|clone| _ = clone.note_end(child, status)),
             }
             event = supervisor.wait(Duration::ZERO)?;
+        }
+        for clone in clones.iter_mut().filter(|clone| clone.wants_recovery()) {
+            clone.recover(supervisor, origin, options)?;
         }
     }
     match clones.iter().find(|clone| clone.state.is_bad()) {

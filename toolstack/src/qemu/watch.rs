@@ -1,12 +1,14 @@
 //! Watching clones until they end, and telling what they do.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
 use descriptor::import::qemu::qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
 
-use super::clones::Clone;
+use super::clones::{Clone, Origin};
+use super::options::CloneOptions;
 use super::state::{CloneState, Signs};
 use crate::error::ToolError;
 use crate::report::{CloneReport, Memory};
@@ -61,6 +63,29 @@ impl Watched {
         true
     }
 
+    /// Whether the pager was killed while the guest needs it. One that ended by itself has failed the guest as it was told to.
+    pub(super) fn wants_recovery(&self) -> bool {
+        let is_killed = self.pager_end.is_some_and(|end| end.signal().is_some());
+        is_killed && self.guest_end.is_none() && self.up_after.is_some() && self.state != CloneState::Complete
+    }
+
+    /// Replaces the pager.
+    ///
+    /// # Errors
+    /// When none can be started.
+    pub(super) fn recover(
+        &mut self,
+        supervisor: &mut Supervisor,
+        origin: &Origin<'_>,
+        options: &CloneOptions,
+    ) -> Result<(), ToolError> {
+        if self.clone.recover_pager(supervisor, origin, options)? {
+            eprintln!("{}: its memtap was killed, starting another", self.clone.identity.name);
+            self.pager_end = None;
+        }
+        Ok(())
+    }
+
     /// Looks at the clone anew; true when its state is another one.
     pub(super) fn look(&mut self) -> bool {
         if self.guest_end.is_none() {
@@ -76,6 +101,10 @@ impl Watched {
             migration: self.migration.as_deref(),
         };
         let state = CloneState::judge(signs);
+        if let (CloneState::Complete, Some(memory)) = (state, &mut self.memory) {
+            // The pager ends with the last page, so it is not there to say so.
+            memory.missing = 0;
+        }
         if state.is_up() && self.up_after.is_none() {
             self.up_after = Some(self.clone.started.elapsed());
         }

@@ -140,6 +140,21 @@ impl Supervisor {
         }
     }
 
+    /// Waits for `time`, whatever happens to the children meanwhile.
+    ///
+    /// # Errors
+    /// When a signal asks this process to end.
+    pub fn pause(&mut self, time: Duration) -> Result<(), SuperviseError> {
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline {
+            wait_readable(&[self.interrupt.as_fd()], deadline);
+            if let Some(signal) = self.interrupt.take() {
+                return Err(SuperviseError::Interrupted(signal));
+            }
+        }
+        Ok(())
+    }
+
     /// The error that says how a child ended, with the end of its log.
     pub fn failure(&mut self, id: ChildId) -> SuperviseError {
         self.children[id.0].failed()
