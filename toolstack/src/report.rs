@@ -49,6 +49,8 @@ pub struct CloneReport {
     pub state: String,
     /// The process id of its hypervisor, or of the pager that the guest is embedded in.
     pub pid: u32,
+    /// The process id of its pager, where that is another one.
+    pub pager_pid: Option<u32>,
     /// From the start of the hypervisor to the guest's first instruction, in milliseconds, as soon as it got there.
     pub up_after_ms: Option<f64>,
     /// How much of its memory it has.

@@ -1,11 +1,12 @@
-//! A real Linux guest in an unmodified QEMU, forked by the command as a user would: clones run, the parent goes on, Ctrl-C
-//! leaves nothing behind.
+//! A real Linux guest in an unmodified QEMU, forked by the command as a user would: clones run, the parent goes on, a killed
+//! page server and a killed pager are replaced without a page lost, Ctrl-C leaves nothing behind.
 //!
 //! The guest and the QEMUs are those of `tests/lab`, at whose top the guest's lines and commands are listed.
 #![allow(clippy::unwrap_used)] // A helper that fails is a test that fails.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -91,6 +92,10 @@ fn lines(log: &Path) -> Vec<String> {
     text[..end].lines().map(str::to_owned).collect()
 }
 
+fn kill(pid: u64, signal: Signal) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
+}
+
 fn is_there(pid: u64) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -146,12 +151,35 @@ fn forked(qemu: &str) {
     let status = snowflock(&["status"]).output().unwrap();
     assert!(String::from_utf8_lossy(&status.stdout).contains("web-2"), "{status:?}");
 
+    // Both are killed in mid-clone, started again, and no page is lost.
+    let pid_of = |value: &Value, name: &str| value[name].as_u64().unwrap();
+    kill(pid_of(&run["server"], "pid"), Signal::KILL);
+    kill(pid_of(&run["clones"][0], "pager_pid"), Signal::KILL);
+    let old = run;
+    let run: Value = loop {
+        let run: Value = serde_json::from_str(&states.next().unwrap().unwrap()).unwrap();
+        let is_other = |path: &str| run.pointer(path) != old.pointer(path);
+        let is_running = run["clones"][0]["state"] == "running";
+        if is_running && is_other("/server/pid") && is_other("/clones/0/pager_pid") {
+            break run;
+        }
+    };
+    let clones = run["clones"].as_array().unwrap();
+    for clone in clones {
+        let dir = Path::new(clone["admin"].as_str().unwrap()).parent().unwrap().to_owned();
+        let mut console = UnixStream::connect(dir.join("console")).unwrap();
+        console.write_all(b"F").unwrap();
+        let full = wait_for("the whole check of a clone", || {
+            lines(&dir.join("console.log")).into_iter().find(|line| line.starts_with("FULL"))
+        });
+        assert!(full.contains("errors=0"), "{full}");
+    }
+
     // Ctrl-C.
     let mut pids: Vec<u64> = clones.iter().map(|clone| clone["pid"].as_u64().unwrap()).collect();
     pids.push(run["server"]["pid"].as_u64().unwrap());
     assert!(pids.iter().all(|pid| is_there(*pid)));
-    let pid = Pid::from_raw(i32::try_from(fork.0.id()).unwrap()).unwrap();
-    kill_process(pid, Signal::INT).unwrap();
+    kill(u64::from(fork.0.id()), Signal::INT);
     let status = wait_for("the end of the fork", || fork.0.try_wait().unwrap());
     assert_eq!(status.code(), Some(130));
     assert!(!pids.iter().any(|pid| is_there(*pid)), "a process is left behind");

@@ -184,6 +184,7 @@ impl Clone {
             name: format!("clone-{}", self.id),
             state: "embedded".to_owned(),
             pid: supervisor.pid(self.child),
+            pager_pid: None,
             up_after_ms: None,
             memory: None,
             qmp: None,

@@ -132,26 +132,31 @@ impl Clone {
         Ok(())
     }
 
+    /// Whether its memtap was not replaced too often already.
+    pub(super) fn can_recover(&self) -> bool {
+        self.recoveries_left > 0
+    }
+
     /// Replaces a memtap that was killed. The new one has QEMU tell it which pages are there; the guest goes on.
     ///
     /// # Errors
-    /// When none can be started. False when that was done too often already.
+    /// When none can be started.
     pub(super) fn recover_pager(
         &mut self,
         supervisor: &mut Supervisor,
         origin: &Origin<'_>,
         options: &CloneOptions,
-    ) -> Result<bool, ToolError> {
-        let Some(left) = self.recoveries_left.checked_sub(1) else { return Ok(false) };
-        self.recoveries_left = left;
+    ) -> Result<(), ToolError> {
+        self.recoveries_left = self.recoveries_left.saturating_sub(1);
+        let socket = format!("recover-{}.sock", self.recoveries_left);
         let mut command = own_command("memtap");
         command.arg("qemu").arg("--descriptor").arg(origin.descriptor);
-        command.arg("--recover").arg("--connect").arg(self.dir.join(format!("recover-{left}.sock")));
+        command.arg("--recover").arg("--connect").arg(self.dir.join(socket));
         if options.preempt {
             command.arg("--preempt");
         }
         self.pager = Some(self.spawn_pager(supervisor, origin, options, command, Vec::new())?);
-        Ok(true)
+        Ok(())
     }
 
     fn spawn_pager(

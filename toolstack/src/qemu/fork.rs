@@ -120,6 +120,7 @@ fn clones(
         }
         for clone in clones.iter_mut().filter(|clone| clone.wants_recovery()) {
             clone.recover(supervisor, origin, options)?;
+            has_changed = true;
         }
     }
     match clones.iter().find(|clone| clone.state.is_bad()) {
@@ -143,8 +144,12 @@ impl Told {
         }
         self.states.resize(clones.len(), CloneState::Starting);
         for (watched, told) in clones.iter().zip(&mut self.states) {
-            if std::mem::replace(told, watched.state) != watched.state {
-                eprintln!("{}", watched.line());
+            match (std::mem::replace(told, watched.state), watched.state) {
+                (before, now) if before == now => {}
+                (CloneState::Stranded, CloneState::Running) => {
+                    eprintln!("{}: running again", watched.clone.identity.name)
+                }
+                _ => eprintln!("{}", watched.line()),
             }
         }
         if !self.is_table_shown && clones.iter().all(|clone| clone.state.is_settled()) {

@@ -66,7 +66,11 @@ impl Watched {
     /// Whether the pager was killed while the guest needs it. One that ended by itself has failed the guest as it was told to.
     pub(super) fn wants_recovery(&self) -> bool {
         let is_killed = self.pager_end.is_some_and(|end| end.signal().is_some());
-        is_killed && self.guest_end.is_none() && self.up_after.is_some() && self.state != CloneState::Complete
+        is_killed
+            && self.clone.can_recover()
+            && self.guest_end.is_none()
+            && self.up_after.is_some()
+            && self.state != CloneState::Complete
     }
 
     /// Replaces the pager.
@@ -79,11 +83,9 @@ impl Watched {
         origin: &Origin<'_>,
         options: &CloneOptions,
     ) -> Result<(), ToolError> {
-        if self.clone.recover_pager(supervisor, origin, options)? {
-            eprintln!("{}: its memtap was killed, starting another", self.clone.identity.name);
-            self.pager_end = None;
-        }
-        Ok(())
+        eprintln!("{}: its memtap was killed, starting another", self.clone.identity.name);
+        self.pager_end = None;
+        self.clone.recover_pager(supervisor, origin, options)
     }
 
     /// Looks at the clone anew; true when its state is another one.
@@ -119,6 +121,7 @@ impl Watched {
             name: identity.name.clone(),
             state: self.state.to_string(),
             pid: supervisor.pid(self.clone.guest),
+            pager_pid: self.clone.pager.map(|pager| supervisor.pid(pager)),
             up_after_ms: self.up_after.map(|after| after.as_secs_f64() * 1e3),
             memory: self.memory,
             qmp: self.clone.qmp.clone(),
