@@ -52,7 +52,10 @@ struct Named(u64);
 impl Drop for Named {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("simulation failed; run it again with SIM_SEED={} cargo test --test simulation", self.0);
+            eprintln!(
+                "simulation failed; run it again with SIM_SEED={} cargo test --release --test simulation",
+                self.0
+            );
         }
     }
 }
