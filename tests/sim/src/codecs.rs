@@ -2,6 +2,7 @@
 
 use descriptor::fetch::{Message, Preamble, decode, decode_preamble};
 use descriptor::{FrameRange, FrameSet, PageCount};
+use memtap::port::qemu::return_path::{Message as QemuMessage, ReturnPath, ReturnPathError};
 
 /// The universe of the frame sets: 4 GiB of memory, more than one chunk of bitmap and not a whole number of them.
 const UNIVERSE: PageCount = PageCount::new((1 << 20) - 100);
@@ -40,6 +41,35 @@ pub fn frame_set(bytes: &[u8]) {
     assert_eq!(FrameSet::from_ranges(UNIVERSE, set.runs()), set);
 }
 
+/// Decodes `bytes`, after a first one that says how they are cut into pieces, as the return path of a QEMU.
+///
+/// # Panics
+/// When the pieces make other messages, or another error, than the whole.
+pub fn qemu_return_path(bytes: &[u8]) {
+    let Some((piece, stream)) = bytes.split_first() else {
+        return;
+    };
+    let whole = qemu_messages([stream]);
+    let cut = qemu_messages(stream.chunks(usize::from(*piece) + 1));
+    assert_eq!(cut, whole);
+}
+
+fn qemu_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<QemuMessage>, Option<ReturnPathError>) {
+    let mut return_path = ReturnPath::new(4096);
+    let mut messages = Vec::new();
+    for piece in pieces {
+        return_path.push(piece);
+        loop {
+            match return_path.next_message() {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(error) => return (messages, Some(error)),
+            }
+        }
+    }
+    (messages, None)
+}
+
 fn check(message: &Message<'_>) {
     let mut encoded = Vec::new();
     message.encode(&mut encoded);
@@ -66,6 +96,7 @@ mod tests {
         fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             fetch(&bytes);
             frame_set(&bytes);
+            qemu_return_path(&bytes);
         }
 
         #[test]
@@ -73,6 +104,16 @@ mod tests {
             let mut bytes = vec![kind, 0, 0, 0, length, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
             bytes.extend(body);
             fetch(&bytes);
+        }
+
+        #[test]
+        fn qemu_messages_that_begin_well(piece in 0..40_u8, kinds in proptest::collection::vec((1..7_u8, 0..20_u8), 1..6)) {
+            let mut bytes = vec![piece];
+            for (kind, length) in kinds {
+                bytes.extend([0, kind, 0, length]);
+                bytes.extend((0..length).map(|at| if at == 12 { length.wrapping_sub(13) } else { 0 }));
+            }
+            qemu_return_path(&bytes);
         }
 
         /// Found by fuzzing: bytes that a receiver ignores made two equal requests unequal.

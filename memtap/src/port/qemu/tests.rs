@@ -291,4 +291,43 @@ proptest! {
         prop_assert!(thread.join().unwrap());
         prop_assert_eq!(&*destination.received.lock().unwrap(), &whole(&descriptor.memory));
     }
+
+    #[test]
+    fn whatever_qemu_says_never_panics(said in prop::collection::vec(messages(), 0..12), recovers: bool) {
+        let descriptor = descriptor(MACHINE);
+        let mut out = Vec::new();
+        let session = if recovers { Session::recover(&descriptor, &mut out) } else { Session::start(&descriptor, &mut out) };
+        let mut session = session.unwrap();
+        let mut events = Vec::new();
+        for message in said {
+            if session.handle(message, &mut events, &mut out).is_err() {
+                break;
+            }
+        }
+        for event in events {
+            let Event::Fault { gfn, .. } = event else { panic!("{event:?}") };
+            prop_assert!(descriptor.memory.region_of(gfn).is_some());
+        }
+    }
+}
+
+/// Messages that are well-formed, and now and then make sense for [`MACHINE`].
+fn messages() -> impl Strategy<Value = return_path::Message> {
+    use return_path::Message;
+    let block = prop::sample::select(vec!["pc.ram", "pc.bios", "/rom@etc/acpi/tables", "vga"]).prop_map(str::to_owned);
+    let offset = prop_oneof![(0u64..1100).prop_map(|page| page * 4096), any::<u64>()];
+    let length = prop::sample::select(vec![4096u32, 2 << 20, 0]);
+    let words = prop::sample::select(vec![16usize, 1, 2]);
+    prop_oneof![
+        (0u32..2).prop_map(|error| Message::Shut { error }),
+        (0u32..3).prop_map(|value| Message::Pong { value }),
+        (0u32..3).prop_map(|value| Message::ResumeAck { value }),
+        (prop::option::of(block.clone()), offset, length).prop_map(|(block, offset, length)| Message::RequestPages {
+            block,
+            offset,
+            length
+        }),
+        (block, words, prop::sample::select(vec![0u8, 0xff, 0x55]))
+            .prop_map(|(block, words, byte)| Message::ReceivedBitmap { block, bits: vec![byte; words * 8] }),
+    ]
 }
