@@ -1,7 +1,7 @@
 //! The event loop of one clone: joins a fault port, a page source and the pager's core in a single thread.
 //!
-//! In each turn the port's events come first, then one message of the source, then what the core wants done, so that a fault
-//! waits for one installation at most. Nothing blocks but the wait for events at the end of a turn without work.
+//! In each turn the port's events come first, then some pages of the source, then what the core wants done, so that a fault
+//! waits for one or a few installations at most. Nothing blocks but the wait for events at the end of a turn without work.
 //!
 //! An engine that cannot go on *fails closed*: the guest is paused, killed or held as [`OnFailure`] says, the reason goes
 //! to the log, the status and the exit code.
@@ -16,6 +16,7 @@ mod wait;
 use std::time::{Duration, Instant};
 
 use descriptor::ImageId;
+use descriptor::fetch::Limits;
 
 pub use control::{Command, Control, ControlHandle, control};
 pub use outcome::{EngineError, OnFailure, Outcome, StopReason, exit_code};
@@ -35,6 +36,9 @@ const OUTPUTS_PER_TURN: usize = 16;
 
 /// How often a port that was told of the completion is asked whether it is through.
 const COMPLETION_CHECK: Duration = Duration::from_millis(1);
+
+/// Pages taken from the source between two looks at the port, one message more or less: some 100 µs of copying.
+const PAGES_PER_TURN: u64 = 64;
 
 /// How long a guest that breaks its connections has to end before that counts as a failure of the port.
 const END_GRACE: Duration = Duration::from_millis(200);
@@ -114,7 +118,7 @@ impl Engine {
         self.end(outcome)
     }
 
-    /// One round: events, one message, what follows from them, and a wait when there was nothing.
+    /// One round: events, some pages, what follows from them, and a wait when there was nothing.
     fn turn(&mut self) -> Result<Option<Outcome>, EngineError> {
         let now = self.desk.now();
         self.receive(now)?;
@@ -137,28 +141,39 @@ impl Engine {
         Ok(None)
     }
 
-    /// Takes one message of the source.
+    /// Takes what the source has, up to a bound.
     fn receive(&mut self, now: Duration) -> Result<(), EngineError> {
-        match self.source.next(now)? {
-            None => Ok(()),
-            Some(SourceEvent::Pages { tag, frames, bytes, last }) => self.desk.arrived(tag, frames, bytes, last),
-            Some(SourceEvent::Failed { tag, code, text }) => {
-                tracing::warn!(tag, ?code, text, "the server cannot deliver what was asked for");
-                self.desk.pager.handle(now, Input::RequestFailed { tag, code });
-                Ok(())
+        let mut pages = 0;
+        while pages < PAGES_PER_TURN
+            && let Some(event) = self.source.next(now)?
+        {
+            match event {
+                SourceEvent::Pages { tag, frames, bytes, last } => {
+                    pages += frames.count().get();
+                    self.desk.arrived(tag, frames, bytes, last)?;
+                }
+                SourceEvent::Failed { tag, code, text } => {
+                    tracing::warn!(tag, ?code, text, "the server cannot deliver what was asked for");
+                    self.desk.pager.handle(now, Input::RequestFailed { tag, code });
+                }
+                SourceEvent::Up { limits, local } => {
+                    self.connected(limits, local, now);
+                    return Ok(());
+                }
+                SourceEvent::Down { reason } => return self.note(SourceEvent::Down { reason }, now),
             }
-            Some(SourceEvent::Up { limits, local }) => {
-                let endpoint = self.source.endpoint().to_string();
-                tracing::info!(endpoint, local, "connected to the page server");
-                self.down_since = None;
-                let status = &mut self.desk.status;
-                (status.state, status.reason) = ("running".into(), None);
-                (status.source.endpoint, status.source.connected, status.source.local) = (endpoint, true, local);
-                self.desk.pager.handle(now, Input::SourceUp { limits });
-                Ok(())
-            }
-            Some(SourceEvent::Down { reason }) => self.note(SourceEvent::Down { reason }, now),
         }
+        Ok(())
+    }
+
+    fn connected(&mut self, limits: Limits, local: bool, now: Duration) {
+        let endpoint = self.source.endpoint().to_string();
+        tracing::info!(endpoint, local, "connected to the page server");
+        self.down_since = None;
+        let status = &mut self.desk.status;
+        (status.state, status.reason) = ("running".into(), None);
+        (status.source.endpoint, status.source.connected, status.source.local) = (endpoint, true, local);
+        self.desk.pager.handle(now, Input::SourceUp { limits });
     }
 
     /// Takes note of the end of a session.

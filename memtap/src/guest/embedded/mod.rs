@@ -373,3 +373,6 @@ impl Worker<'_> {
 fn faults_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 1_000_000_000_000, 2).expect("constant bounds are valid")
 }
+
+#[cfg(test)]
+mod tests;
