@@ -9,8 +9,9 @@ use descriptor::{FrameRange, PAGE_SIZE, PageCount};
 use super::SessionError;
 use super::sys::Mapping;
 
-/// Pages from which on it pays to have the kernel map a run beforehand.
-const POPULATE: PageCount = PageCount::new(32);
+/// The piece of a file that the kernel is told to map at once before bulk pages are taken from it, in bytes. Runs between
+/// zero pages are often shorter than what a fault maps, and a fault within an installation costs more than the copy.
+const WINDOW: u64 = 2 << 20;
 
 /// The local lane: the image's files, mapped, and the requests that are yet to be answered from them.
 pub(super) struct LocalLane {
@@ -18,6 +19,8 @@ pub(super) struct LocalLane {
     extents: ExtentTable,
     demand: VecDeque<Pending>,
     bulk: VecDeque<Pending>,
+    /// The file and window that was mapped last.
+    window: Option<(u16, u64)>,
     /// The longest run in one answer; runs end at multiples of it, so that whole huge pages stay together.
     piece: PageCount,
 }
@@ -55,7 +58,7 @@ impl LocalLane {
             .map(|(file, length)| Mapping::new(file.as_fd(), usize::try_from(*length).unwrap_or(usize::MAX)))
             .collect::<Result<_, _>>()
             .map_err(SessionError::Map)?;
-        Ok(Self { files, extents, demand: VecDeque::new(), bulk: VecDeque::new(), piece })
+        Ok(Self { files, extents, demand: VecDeque::new(), bulk: VecDeque::new(), window: None, piece })
     }
 
     /// Notes a request.
@@ -74,15 +77,22 @@ impl LocalLane {
 
     /// The next piece of an answer, demand before bulk.
     pub(super) fn next(&mut self) -> Option<LocalPages<'_>> {
-        let Self { files, extents, demand, bulk, piece } = self;
-        let queue = if demand.is_empty() { bulk } else { demand };
+        let Self { files, extents, demand, bulk, window, piece } = self;
+        let is_bulk = demand.is_empty();
+        let queue = if is_bulk { bulk } else { demand };
         let pending = queue.front_mut()?;
         let range = *pending.ranges.front()?;
         let to_boundary = PageCount::new(piece.get() - range.start().index() % piece.get());
         let span = extents.spans(range.split_at(to_boundary).0).next()?;
         let (frames, bytes) = match span {
             Span::Hole(frames) => (frames, None),
-            Span::Stored(extent) => stored(files, &extent)?,
+            Span::Stored(extent) => {
+                let next = (extent.file, extent.offset / WINDOW);
+                if is_bulk && window.replace(next) != Some(next) {
+                    populate(files, next);
+                }
+                stored(files, &extent)?
+            }
         };
         let rest = range.split_at(frames.count()).1;
         pending.ranges.pop_front();
@@ -103,8 +113,12 @@ fn stored<'a>(files: &'a [Mapping], extent: &Extent) -> Option<(FrameRange, Opti
     let frames = extent.frames.split_at(together).0;
     let file = files.get(usize::from(extent.file))?;
     let place: Range<u64> = extent.offset..extent.offset + together.get() * PAGE_SIZE;
-    if together >= POPULATE {
-        file.populate(place.clone());
-    }
     Some((frames, Some(file.bytes(place)?)))
+}
+
+/// Has the kernel map a window of a file.
+fn populate(files: &[Mapping], (file, window): (u16, u64)) {
+    if let Some(file) = files.get(usize::from(file)) {
+        file.populate(window * WINDOW..(window + 1) * WINDOW);
+    }
 }

@@ -36,10 +36,11 @@ impl Mapping {
         self.whole().get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
     }
 
-    /// Has the kernel enter the pages of these bytes into the page table at once: cheaper than a fault for each sixteen.
-    /// Only advice; a failure costs time later and nothing else.
+    /// Has the kernel enter the pages of these bytes, as far as there are any, into the page table at once: cheaper than a
+    /// fault for each sixteen. Only advice; a failure costs time later and nothing else.
     pub(super) fn populate(&self, range: Range<u64>) {
-        let Some(bytes) = self.bytes(range) else { return };
+        let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(self.length);
+        let Some(bytes) = usize::try_from(range.start).ok().and_then(|start| self.whole().get(start..end)) else { return };
         let start = bytes.as_ptr().addr() & !0xfff;
         let length = bytes.as_ptr().addr() + bytes.len() - start;
         // SAFETY: the range lies in our mapping (its first page begins at most a page before `bytes`, as the mapping begins at
