@@ -40,7 +40,9 @@ impl Mapping {
     /// fault for each sixteen. Only advice; a failure costs time later and nothing else.
     pub(super) fn populate(&self, range: Range<u64>) {
         let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(self.length);
-        let Some(bytes) = usize::try_from(range.start).ok().and_then(|start| self.whole().get(start..end)) else { return };
+        let Some(bytes) = usize::try_from(range.start).ok().and_then(|start| self.whole().get(start..end)) else {
+            return;
+        };
         let start = bytes.as_ptr().addr() & !0xfff;
         let length = bytes.as_ptr().addr() + bytes.len() - start;
         // SAFETY: the range lies in our mapping (its first page begins at most a page before `bytes`, as the mapping begins at
