@@ -22,6 +22,11 @@ impl Course {
         Self { order, index: 0, done: PageCount::ZERO, all, hydrates }
     }
 
+    /// Goes over all frames after the order, or does not, from now on.
+    pub(super) fn set_hydrates(&mut self, hydrates: bool) {
+        self.hydrates = hydrates;
+    }
+
     /// True as long as the prefetch order is not done.
     pub(super) fn is_in_order(&self) -> bool {
         self.index < self.order.len()
@@ -126,6 +131,18 @@ mod tests {
             course.advance(head.end());
         }
         assert_eq!(seen, [range(50, 10), range(90, 10), range(0, 60), range(60, 40)]);
+    }
+
+    #[test]
+    fn hydration_can_begin_late() {
+        let range = |start, count| FrameRange::new(Gfn::new(start), PageCount::new(count));
+        let mut course = Course::new(vec![range(50, 10)], range(0, 100), false);
+        course.advance(Gfn::new(60));
+        assert_eq!(course.rest(), None);
+        course.set_hydrates(true);
+        assert_eq!(course.rest(), Some(range(0, 100)));
+        course.set_hydrates(false);
+        assert_eq!(course.rest(), None);
     }
 
     #[test]

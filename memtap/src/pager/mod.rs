@@ -316,6 +316,7 @@ impl Pager {
     /// Fetches what no fault has asked for in this way from now on.
     pub fn set_hydrate(&mut self, now: Duration, hydrate: Hydrate) {
         self.pace = Pace::new(hydrate, now);
+        self.course.set_hydrates(hydrate != Hydrate::Off);
         if self.needs_zeros && hydrate != Hydrate::Off {
             self.zero_sweep.get_or_insert(Gfn::new(0));
         }
