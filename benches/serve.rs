@@ -147,7 +147,6 @@ fn batched(mut client: FetchClient, image: &[u8]) -> anyhow::Result<f64> {
         received += (bytes.len() / BLOCK) as u64;
         if last && let Some(range) = batches.next() {
             client.ask(Class::Bulk, range)?;
-            client.flush()?;
         }
     }
     Ok(image.len() as f64 / start.elapsed().as_secs_f64())
@@ -249,9 +248,6 @@ impl FetchClient {
 
     /// The next run of raw pages: its first frame, the bytes, and whether its request is answered.
     fn next_run(&mut self) -> anyhow::Result<(u64, &[u8], bool)> {
-        if !self.out.is_empty() {
-            self.flush()?;
-        }
         loop {
             let (first, payload, last, length) = match fetch::decode(&self.buffer[self.start..self.end])? {
                 Some((Message::Pages(run), length)) if run.encoding == Encoding::Raw => {
@@ -259,6 +255,7 @@ impl FetchClient {
                 }
                 Some((message, _)) => bail!("the server answered {message:?}"),
                 None => {
+                    self.flush()?;
                     self.fill()?;
                     continue;
                 }

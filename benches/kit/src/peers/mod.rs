@@ -16,7 +16,7 @@ pub use redis::RedisClient;
 
 /// Someone who can be asked for 4 KiB blocks, many at a time.
 pub trait BlockSource {
-    /// Sends a request for block `index`, which may stay in a buffer until [`BlockSource::receive`].
+    /// Asks for block `index`. Requests go out together when [`BlockSource::receive`] has to wait for an answer.
     fn request(&mut self, index: u64) -> io::Result<()>;
 
     /// Waits for one answer: the block's index and its bytes.

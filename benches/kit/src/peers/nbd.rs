@@ -46,7 +46,9 @@ impl BlockSource for NbdClient {
     }
 
     fn receive(&mut self) -> io::Result<(u64, &[u8])> {
-        self.writer.flush()?;
+        if self.reader.buffer().len() < 16 + BLOCK {
+            self.writer.flush()?;
+        }
         let mut head = [0; 16];
         self.reader.read_exact(&mut head)?;
         if head[..8] != [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0] {

@@ -66,7 +66,9 @@ impl BlockSource for RedisClient {
     }
 
     fn receive(&mut self) -> io::Result<(u64, &[u8])> {
-        self.writer.flush()?;
+        if self.reader.buffer().len() < "$4096\r\n\r\n".len() + BLOCK {
+            self.writer.flush()?;
+        }
         self.expect_line("$4096")?;
         self.reader.read_exact(&mut self.block)?;
         let index = self.asked.pop_front().ok_or_else(|| io::Error::other("an answer without a question"))?;
