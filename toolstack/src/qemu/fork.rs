@@ -123,7 +123,7 @@ fn clones(
             has_changed = true;
         }
     }
-    match clones.iter().find(|clone| clone.state.is_bad()) {
+    match clones.iter_mut().find(|clone| clone.state.is_bad()) {
         Some(clone) => Err(clone.failure(supervisor)),
         None => Ok(()),
     }

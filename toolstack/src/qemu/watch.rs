@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use descriptor::import::qemu::qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
@@ -12,11 +12,14 @@ use super::options::CloneOptions;
 use super::state::{CloneState, Signs};
 use crate::error::ToolError;
 use crate::report::{CloneReport, Memory};
-use crate::supervise::{ChildId, Supervisor};
+use crate::supervise::{ChildId, Event, Supervisor};
 use crate::table::micros;
 
 /// How long one look may wait for QEMU or memtap. A QEMU whose main loop waits for a page is asked again later.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long the pager of a clone that died may take to end; milliseconds, unless the machine is busy.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A clone and what is known of it.
 pub(super) struct Watched {
@@ -148,8 +151,17 @@ impl Watched {
         }
     }
 
-    /// The error of a clone that came to harm: its pager's where that failed first.
-    pub(super) fn failure(&self, supervisor: &mut Supervisor) -> ToolError {
+    /// The error of a clone that came to harm: its pager's where that failed too, for it knows more.
+    pub(super) fn failure(&mut self, supervisor: &mut Supervisor) -> ToolError {
+        let deadline = Instant::now() + LAST_WORDS;
+        // A pager that gave its guest up kills it first, and then ends with the reason.
+        while self.clone.pager.is_some() && self.pager_end.is_none() {
+            match supervisor.wait(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Ended(child, status)) => _ = self.note_end(child, status),
+                Ok(Event::TimedOut) => break,
+                Err(interrupted) => return interrupted.into(),
+            }
+        }
         let pager = self.clone.pager.filter(|_| self.pager_end.is_some_and(|end| !end.success()));
         supervisor.failure(pager.unwrap_or(self.clone.guest)).into()
     }
