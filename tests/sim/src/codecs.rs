@@ -1,6 +1,8 @@
 //! Decoders on bytes from anywhere: what fuzzing and property tests share.
 
 use descriptor::fetch::{Message, Preamble, decode, decode_preamble};
+use descriptor::import::qemu::Layout;
+use descriptor::import::qemu::stream::Stream;
 use descriptor::{FrameRange, FrameSet, PageCount};
 use memtap::port::qemu::return_path::{Message as QemuMessage, ReturnPath, ReturnPathError};
 
@@ -54,6 +56,25 @@ pub fn qemu_return_path(bytes: &[u8]) {
     assert_eq!(cut, whole);
 }
 
+/// Parses `bytes` as a migration stream that QEMU saved, and lays its RAM out.
+///
+/// # Panics
+/// When what was accepted lies outside of the stream, or a frame is both stored and a hole.
+pub fn qemu_stream(bytes: &[u8]) {
+    let length = bytes.len() as u64;
+    let Ok(stream) = Stream::parse(&bytes) else {
+        return;
+    };
+    assert_eq!(stream.length, length);
+    assert!(stream.device_state.len() + stream.vm_description.len() + stream.configuration.len() <= bytes.len());
+    let Ok(layout) = Layout::new(&stream, &[], &[length]) else {
+        return;
+    };
+    for extent in layout.extents.extents() {
+        assert!(extent.frames.frames().all(|gfn| !layout.holes.contains(gfn)), "stored, and a hole: {extent:?}");
+    }
+}
+
 fn qemu_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<QemuMessage>, Option<ReturnPathError>) {
     let mut return_path = ReturnPath::new(4096);
     let mut messages = Vec::new();
@@ -97,6 +118,7 @@ mod tests {
             fetch(&bytes);
             frame_set(&bytes);
             qemu_return_path(&bytes);
+            qemu_stream(&bytes);
         }
 
         #[test]
