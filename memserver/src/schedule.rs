@@ -171,9 +171,13 @@ impl Schedule {
             if lane.busy || !lane.is_urgent() {
                 continue;
             }
-            lane.control = false;
+            let layout = layout_of(session);
+            // With neither, the same would come out again and again.
+            if !std::mem::take(&mut lane.control) && layout.is_none() {
+                continue;
+            }
             lane.busy = true;
-            if let Some(layout) = layout_of(session) {
+            if let Some(layout) = layout {
                 let done = take_runs(&mut lane.demand, layout, DEMAND_QUANTUM, runs);
                 self.depth[class_index(Class::Demand)] -= done;
             }
@@ -314,6 +318,19 @@ mod tests {
     fn bulk(schedule: &mut Schedule) -> Option<(usize, Vec<Run>)> {
         let mut runs = Vec::new();
         schedule.next_bulk(solid, &mut runs).map(|session| (session, runs))
+    }
+
+    #[test]
+    fn without_a_layout_there_are_control_bytes_and_nothing_else() {
+        let mut schedule = Schedule::default();
+        let mut runs = Vec::new();
+        schedule.push(0, answer(1, Class::Demand, 0, 1));
+        assert_eq!(schedule.next_urgent(|_| None, &mut runs), None);
+        schedule.push_control(0);
+        assert_eq!(schedule.next_urgent(|_| None, &mut runs), Some(0));
+        assert_eq!(runs, []);
+        schedule.sent(0);
+        assert_eq!(urgent(&mut schedule).map(|(session, runs)| (session, runs.len())), Some((0, 1)));
     }
 
     #[test]

@@ -233,3 +233,37 @@ fn clients_that_vanish_leave_nothing_behind() {
         assert_eq!((status.bulk.queued, status.sessions.len(), status.sessions_total), (0, 0, 60));
     }
 }
+
+#[test]
+fn requests_of_a_client_that_is_gone_hold_up_nobody() {
+    let image = TestImage::new(9);
+    for features in [RingFeatures::Auto, RingFeatures::Basic] {
+        let server = serve(&image, |config| config.ring_features = features);
+        for round in 0..100 {
+            let mut client = Client::open(&server.endpoints()[1], image.id);
+            // What follows the first answer, which nobody takes, is received after its send has failed.
+            for part in 0..=round % 8 {
+                let mut bytes = Vec::new();
+                for tag in 1..=100 {
+                    let frames = [range(2100 + tag, 8)];
+                    descriptor::fetch::Request::encode(part * 100 + tag, Class::Demand, &frames, &mut bytes);
+                }
+                client.send(&bytes);
+            }
+        }
+        wait_for("the end of all connections", || server.status().connections == 0);
+        Client::open(&server.endpoints()[1], image.id).check_fetch(Class::Demand, &[range(7, 1)]);
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_read_for_compression_is_taken_out_of_service() {
+    let image = TestImage::new(10);
+    let server = serve(&image, |config| config.compress = Compress::Always);
+    let mut client = Client::open_with(&server.endpoints()[1], image.id, Capabilities::LZ4);
+    client.check_fetch(Class::Demand, &[range(5, 1)]);
+    std::fs::File::options().write(true).open(image.folder.path().join("raw")).unwrap().set_len(4096).unwrap();
+    client.request(Class::Demand, &[range(9, 1)]);
+    while !matches!(client.receive(), Got::End) {}
+    wait_for("the image to be gone", || server.status().images.is_empty());
+}

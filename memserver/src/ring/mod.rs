@@ -127,7 +127,7 @@ impl Ring {
             }
             self.handle_timers(now);
             self.send_all(now);
-            if self.deadline.is_some_and(|deadline| now >= deadline + LAST_GRACE || self.is_empty()) {
+            if self.deadline.is_some_and(|deadline| now >= deadline.saturating_add(LAST_GRACE) || self.is_empty()) {
                 return Ok(());
             }
         }
@@ -147,7 +147,8 @@ impl Ring {
             return Some(Duration::ZERO);
         }
         let retries = self.listeners.iter().filter_map(|acceptor| acceptor.retry);
-        let deadline = self.deadline.map(|deadline| if now < deadline { deadline } else { deadline + LAST_GRACE });
+        let deadline =
+            self.deadline.map(|deadline| if now < deadline { deadline } else { deadline.saturating_add(LAST_GRACE) });
         // A wait of zero would not wait at all, so what is due at this very moment waits for a microsecond.
         let next = retries.chain(self.timer).chain(deadline).min();
         next.map(|time| time.saturating_sub(now).max(Duration::from_micros(1)))
@@ -298,7 +299,9 @@ impl Ring {
         let mut over = false;
         match result {
             Ok(Some(received)) => {
-                if let Some(connection) = connection_of(&mut self.connections, key) {
+                // What a client said before its connection broke may come after a send has told of that.
+                let connection = connection_of(&mut self.connections, key);
+                if let Some(connection) = connection.filter(|connection| connection.stage != Stage::Dying) {
                     let catalog = &self.shared.catalog;
                     let bytes = self.uring.bytes(&received);
                     connection.session.receive(now, bytes, &|image| catalog.find(image).map(|image| image.facts()));

@@ -48,7 +48,8 @@ impl Ring {
         std::mem::swap(&mut connection.running, runs);
         let Some(socket) = connection.socket.as_ref().filter(|_| gather.len() > 0) else {
             self.schedule.sent(slot);
-            return self.reuse(Some(gather));
+            self.reuse(Some(gather));
+            return self.composed(key, composed);
         };
         if let Some(record) = &connection.record {
             record.bytes.add(gather.len() as u64);
@@ -64,7 +65,12 @@ impl Ring {
         connection.operations += 1;
         connection.session.sending(now, true);
         self.note_timer(key);
-        if let Err(error) = composed {
+        self.composed(key, composed);
+    }
+
+    /// Ends a connection whose answers could not be composed: what is missing of them would be waited for in vain.
+    fn composed(&mut self, key: Key, result: io::Result<()>) {
+        if let Err(error) = result {
             self.image_failed(key, &error);
             self.kill(key);
         }
