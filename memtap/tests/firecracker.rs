@@ -85,6 +85,21 @@ fn a_vmm_that_is_killed_ends_its_pager() {
 }
 
 #[test]
+fn a_vmm_without_any_server_is_failed_by_policy() {
+    use std::os::unix::process::ExitStatusExt;
+    let image = Image::new(1024);
+    let socket = image.path("handshake");
+    let pager =
+        memtap(&["uffd", "--socket", text(&socket), "--descriptor", text(&image.descriptor())]).spawn().unwrap();
+    until("the pager listens", || socket.exists());
+    let vmm = vmm(&image, &socket, &[]).spawn().unwrap();
+    let (code, _, log) = finish(pager);
+    assert_eq!(code, i32::from(exit_code::SETUP), "{log}");
+    assert!(log.contains("no page server is known"), "{log}");
+    assert_eq!(common::wait(vmm).status.signal(), Some(9));
+}
+
+#[test]
 fn a_vmm_whose_source_stays_away_is_failed_by_policy() {
     let image = Arc::new(Image::new(1024));
     let path = image.path("server");

@@ -86,26 +86,18 @@ impl Prepared {
     }
 
     /// The engine over this port and guest, which has the `present` frames already.
+    ///
+    /// # Errors
+    /// When the image does not fit the port, or no server is known. The guest, which waits for its memory by now, was then
+    /// failed by policy.
     pub(super) fn engine(
         self,
         port: Box<dyn FaultPort + Send>,
-        guest: Box<dyn Guest + Send>,
+        mut guest: Box<dyn Guest + Send>,
         present: FrameSet,
     ) -> Result<(Engine, Option<AdminSocket>), CliError> {
-        let Self { options, descriptor, ticket, control, epoch, _admin, .. } = self;
-        let traits = port.traits();
-        let seed = seed();
-        let pager = Pager::new(epoch.elapsed(), options.pager_config(&descriptor, present, traits), seed)?;
-        let endpoints = if options.servers.is_empty() { descriptor.servers.clone() } else { options.servers.clone() };
-        let source = Source::new(SourceConfig {
-            endpoints,
-            image: descriptor.identity.image,
-            universe: descriptor.memory.universe(),
-            ticket,
-            lane: options.lane,
-            granule: traits.granule,
-            seed,
-        })?;
+        let (pager, source) = self.cores(port.traits(), present).inspect_err(|_| self.options.fail(&mut *guest))?;
+        let Self { options, descriptor, control, epoch, _admin, .. } = self;
         let config = EngineConfig {
             image: descriptor.identity.image,
             hydrate: options.hydrate,
@@ -115,6 +107,23 @@ impl Prepared {
             progress: true,
         };
         Ok((Engine::new(config, pager, port, source, guest, control, epoch), _admin))
+    }
+
+    fn cores(&self, traits: PortTraits, present: FrameSet) -> Result<(Pager, Source), CliError> {
+        let Self { options, descriptor, ticket, epoch, .. } = self;
+        let seed = seed();
+        let pager = Pager::new(epoch.elapsed(), options.pager_config(descriptor, present, traits), seed)?;
+        let endpoints = if options.servers.is_empty() { descriptor.servers.clone() } else { options.servers.clone() };
+        let source = Source::new(SourceConfig {
+            endpoints,
+            image: descriptor.identity.image,
+            universe: descriptor.memory.universe(),
+            ticket: ticket.clone(),
+            lane: options.lane,
+            granule: traits.granule,
+            seed,
+        })?;
+        Ok((pager, source))
     }
 }
 
@@ -126,6 +135,18 @@ impl CloneOptions {
             prefetch: self.prefetch,
             patience: if self.on_failure == OnFailure::Hold { FOR_EVER } else { self.patience },
             ..PagerConfig::for_clone(descriptor, port)
+        }
+    }
+
+    /// Fails a guest that cannot be served: it would hang at its first missing page.
+    pub(super) fn fail(&self, guest: &mut dyn Guest) {
+        let failed = match self.on_failure {
+            OnFailure::Pause => guest.pause(),
+            OnFailure::Kill => guest.kill(),
+            OnFailure::Hold => Ok(()),
+        };
+        if let Err(error) = failed {
+            tracing::error!("{}", descriptor::Report(&error));
         }
     }
 

@@ -90,11 +90,12 @@ pub(super) fn run(arguments: &QemuArgs, epoch: Instant) -> Result<u8, CliError> 
     let given = given.transpose()?;
     let prepared = arguments.clone.prepare(epoch)?;
     let (main, preempt) = arguments.channels(given)?;
-    let guest = arguments.guest(&main)?;
+    let mut guest = arguments.guest(&main)?;
     let port = if arguments.recover {
+        // Another attempt may recover what this one could not.
         QemuPort::recover(&prepared.descriptor, main, preempt, PATIENCE)
     } else {
-        QemuPort::start(&prepared.descriptor, main, preempt)
+        QemuPort::start(&prepared.descriptor, main, preempt).inspect_err(|_| arguments.clone.fail(&mut *guest))
     };
     let port = port.map_err(ReachError::Port)?;
     let present = port.sent().clone();

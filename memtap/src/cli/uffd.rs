@@ -5,9 +5,8 @@ use clap::Args;
 
 use super::CliError;
 use super::options::CloneOptions;
-use crate::engine::{OnFailure, exit_code};
-use crate::guest::{Guest, ProcessGuest};
-use crate::port::firecracker::{AcceptError, HandshakeSocket};
+use crate::engine::exit_code;
+use crate::port::firecracker::HandshakeSocket;
 
 /// Serve a VMM that hands its memory over by Firecracker's handshake.
 #[derive(Debug, Args)]
@@ -30,7 +29,8 @@ pub(super) fn run(arguments: &UffdArgs, epoch: Instant) -> Result<u8, CliError> 
     let port = match connection.receive(&prepared.descriptor.memory) {
         Ok(port) => port,
         Err(error) => {
-            fail(&mut guest, arguments.clone.on_failure, &error);
+            tracing::error!("{}", descriptor::Report(&error));
+            arguments.clone.fail(&mut guest);
             return Ok(exit_code::PORT);
         }
     };
@@ -40,17 +40,4 @@ pub(super) fn run(arguments: &UffdArgs, epoch: Instant) -> Result<u8, CliError> 
     arguments.clone.write_stats(&ended)?;
     drop(connection);
     Ok(ended.outcome.exit_code())
-}
-
-/// Fails a VMM that cannot be served: it would hang at its first missing page.
-fn fail(guest: &mut ProcessGuest, on_failure: OnFailure, error: &AcceptError) {
-    tracing::error!("{}", descriptor::Report(error));
-    let failed = match on_failure {
-        OnFailure::Pause => guest.pause(),
-        OnFailure::Kill => guest.kill(),
-        OnFailure::Hold => Ok(()),
-    };
-    if let Err(error) = failed {
-        tracing::error!("{}", descriptor::Report(&error));
-    }
 }

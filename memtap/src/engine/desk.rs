@@ -198,6 +198,11 @@ impl Desk {
     }
 
     pub(super) fn watched<'a>(&'a self, source: Option<(std::os::fd::BorrowedFd<'a>, bool)>) -> Watched<'a> {
-        Watched { port: self.port.fd(), control: self.control.fd(), source, guest: self.guest.watch() }
+        Watched { port: Some(self.port.fd()), source, ..self.watched_without_port() }
+    }
+
+    /// Faults that nobody reads would keep the port ready all the time.
+    pub(super) fn watched_without_port(&self) -> Watched<'_> {
+        Watched { port: None, control: self.control.fd(), source: None, guest: self.guest.watch() }
     }
 }

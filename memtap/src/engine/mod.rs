@@ -105,7 +105,9 @@ impl Engine {
     /// Serves the guest until it is complete or gone, someone stops the engine, or it fails.
     pub fn run(mut self) -> Ended {
         let outcome = loop {
-            match self.turn() {
+            // A defect of ours must not freeze the guest either. After it nothing is asked of the core but its status.
+            let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turn()));
+            match turn.unwrap_or(Err(EngineError::Panicked)) {
                 Ok(None) => {}
                 Ok(Some(outcome)) => break outcome,
                 Err(error) => {
@@ -121,12 +123,14 @@ impl Engine {
     /// One round: events, some pages, what follows from them, and a wait when there was nothing.
     fn turn(&mut self) -> Result<Option<Outcome>, EngineError> {
         let now = self.desk.now();
-        self.receive(now)?;
+        // What a server says to a complete clone, such as that its image is gone, must not fail the guest.
+        if !self.completed {
+            self.receive(now)?;
+        }
         let more = self.obey(now)?;
         if self.completed {
             self.desk.read_events(now)?;
-        }
-        if let Some(event) = self.source.flush(now) {
+        } else if let Some(event) = self.source.flush(now) {
             self.note(event, now)?;
         }
         self.reporter.report(now, self.desk.hydrate, &self.desk.pager);
@@ -222,7 +226,7 @@ impl Engine {
 
     fn wait(&mut self, more: bool) -> Result<(), EngineError> {
         let now = self.desk.now();
-        let timeout = if more || self.source.has_work() {
+        let timeout = if more || !self.completed && self.source.has_work() {
             Some(Duration::ZERO)
         } else {
             let deadlines = [self.desk.pager.next_timeout(), self.source.deadline(), self.reporter.deadline()];
@@ -230,7 +234,7 @@ impl Engine {
             let deadline = if self.completed { Some(now + COMPLETION_CHECK) } else { deadline };
             deadline.map(|deadline| deadline.saturating_sub(now))
         };
-        let watched = self.desk.watched(self.source.watch());
+        let watched = self.desk.watched(if self.completed { None } else { self.source.watch() });
         let ready = self.waiter.wait(&watched, timeout).map_err(|error| EngineError::Wait(error.into()))?;
         let now = self.desk.now();
         self.desk.ready(ready, now)?;
@@ -279,8 +283,8 @@ impl Engine {
     fn hold(&mut self, outcome: Outcome) -> Outcome {
         let mut waiter = Waiter::new(Duration::ZERO);
         loop {
-            let ready = match waiter.wait(&self.desk.watched(None), None) {
-                Ok(ready) => Ready { port: false, ..ready },
+            let ready = match waiter.wait(&self.desk.watched_without_port(), None) {
+                Ok(ready) => ready,
                 Err(error) => return Outcome::Failed(EngineError::Wait(error.into())),
             };
             let now = self.desk.now();

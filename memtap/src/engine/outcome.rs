@@ -44,6 +44,9 @@ pub enum EngineError {
     /// Waiting for events failed.
     #[error("waiting for events failed")]
     Wait(#[source] std::io::Error),
+    /// The pager panicked.
+    #[error("the pager panicked, which is a defect in it: report the message in its log")]
+    Panicked,
 }
 
 /// What to do with a guest whose memory does not come.
@@ -94,7 +97,7 @@ impl Outcome {
 impl EngineError {
     fn exit_code(&self) -> u8 {
         match self {
-            EngineError::Port(_) | EngineError::Wait(_) => exit_code::PORT,
+            EngineError::Port(_) | EngineError::Wait(_) | EngineError::Panicked => exit_code::PORT,
             EngineError::Source(_) => exit_code::REFUSED,
             EngineError::Pager(Failure::SourceGone { .. }) => exit_code::SOURCE_GONE,
             EngineError::Pager(_) => exit_code::PAGE,

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 /// What to watch.
 pub(super) struct Watched<'a> {
-    pub(super) port: BorrowedFd<'a>,
+    pub(super) port: Option<BorrowedFd<'a>>,
     pub(super) control: BorrowedFd<'a>,
     /// The source's socket, and whether for room to send.
     pub(super) source: Option<(BorrowedFd<'a>, bool)>,
@@ -91,7 +91,10 @@ fn look(watched: &Watched<'_>, timeout: Option<Duration>) -> Result<Ready, Errno
     };
     // The control descriptor stands in for what is not watched, with no flag asked for.
     let mut fds = [
-        PollFd::from_borrowed_fd(watched.port, PollFlags::IN),
+        PollFd::from_borrowed_fd(
+            watched.port.unwrap_or(watched.control),
+            if watched.port.is_some() { PollFlags::IN } else { idle },
+        ),
         PollFd::from_borrowed_fd(watched.control, PollFlags::IN),
         PollFd::from_borrowed_fd(watched.source.map_or(watched.control, |(fd, _)| fd), source_flags),
         PollFd::from_borrowed_fd(
@@ -107,7 +110,7 @@ fn look(watched: &Watched<'_>, timeout: Option<Duration>) -> Result<Ready, Errno
     let [port, control, source, guest] = fds.map(|fd| fd.revents());
     let broken = PollFlags::ERR | PollFlags::HUP;
     Ok(Ready {
-        port: !port.is_empty(),
+        port: watched.port.is_some() && !port.is_empty(),
         control: control.contains(PollFlags::IN),
         source_in: watched.source.is_some() && source.intersects(PollFlags::IN | broken),
         source_out: watched.source.is_some_and(|(_, out)| out) && source.intersects(PollFlags::OUT | broken),

@@ -2,7 +2,7 @@
 //!
 //! The server is a model, written from the protocol's documentation alone: `memtap` never depends on `memserver`, not even in
 //! its tests. The two are tested together from the root package.
-#![allow(dead_code, unreachable_pub)] // Each test file uses a part of it.
+#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file uses a part of it.
 #![allow(clippy::unwrap_used)] // A helper that fails is a test that fails.
 
 mod server;

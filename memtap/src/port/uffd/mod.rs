@@ -285,9 +285,9 @@ impl FaultPort for UffdPort {
     }
 }
 
-/// The process that owns the memory has ended (ENOSPC on kernels before 4.13).
+/// The process that owns the memory has ended.
 fn is_gone(error: Errno) -> bool {
-    matches!(error, Errno::SRCH | Errno::NOSPC)
+    error == Errno::SRCH
 }
 
 fn failed(operation: &'static str, frames: FrameRange, address: u64, error: Errno) -> PortError {
