@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
 
 /// The command line of every bench.
@@ -94,6 +95,14 @@ pub fn rounded(value: f64) -> f64 {
     }
     let scale = 10f64.powf(2.0 - value.abs().log10().floor());
     (value * scale).round() / scale
+}
+
+/// Keeps the calling thread, and threads that it starts, on one processor: where two threads that wake each other happen to sit
+/// decides over more than what is measured.
+pub fn pin(processor: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(processor);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// Keeps idle processors awake while it lives: otherwise a wake-up from deep idle outweighs everything else that a

@@ -51,8 +51,9 @@ pub struct CloneOptions {
     /// Where to write statistics at the end, as JSON.
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
-    /// How long to look for events before sleeping, which saves a wake-up and costs a core; 0s to sleep at once.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    /// How long to look for events before sleeping, where events have lately come that soon: saves a wake-up, costs processor
+    /// time; 0s to sleep at once.
+    #[arg(long, value_name = "DURATION", default_value = "50us", value_parser = duration)]
     pub spin: Duration,
 }
 
