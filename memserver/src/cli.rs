@@ -79,6 +79,10 @@ struct ServeArguments {
     /// Where to listen: tcp://HOST:PORT (port 0 for any) or unix:PATH; may be given several times.
     #[arg(long, required = true)]
     listen: Vec<Endpoint>,
+    /// Permission bits of the Unix sockets that serve, such as 0660 for a group; whoever may connect may read guest memory,
+    /// unless there is a ticket.
+    #[arg(long, value_name = "OCTAL", value_parser = permission_bits, default_value = "0600")]
+    socket_mode: u32,
     /// Threads, each with an io_uring of its own.
     #[arg(long, default_value = "1")]
     threads: NonZeroUsize,
@@ -223,6 +227,7 @@ fn serve(arguments: ServeArguments) -> Result<(), CliError> {
 
 fn config_of(arguments: ServeArguments) -> Result<ServeConfig, CliError> {
     let mut config = ServeConfig::new(arguments.images, arguments.listen);
+    config.socket_mode = arguments.socket_mode;
     config.threads = arguments.threads;
     config.max_sessions = arguments.max_sessions;
     config.admin = arguments.admin;
@@ -272,6 +277,11 @@ fn acknowledge(admin: &AdminArguments, command: &Command) -> Result<(), CliError
         writeln!(io::stdout().lock(), "{}", serde_json::to_string(&reply)?)?;
     }
     Ok(())
+}
+
+fn permission_bits(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o777 == 0);
+    mode.ok_or_else(|| format!("{text:?} is no octal number from 0 to 0777"))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -18,6 +18,9 @@ pub struct ServeConfig {
     pub images: Vec<PathBuf>,
     /// Where to listen, one endpoint at least.
     pub listen: Vec<Endpoint>,
+    /// The permission bits of the Unix sockets among them. Whoever may write to one may read guest memory, unless clients must
+    /// know a ticket.
+    pub socket_mode: u32,
     /// Threads, each with a ring of its own.
     pub threads: NonZeroUsize,
     /// Connections at one time; those beyond are refused as [`descriptor::fetch::Refusal::Busy`].
@@ -56,6 +59,7 @@ impl ServeConfig {
         Self {
             images,
             listen,
+            socket_mode: 0o600,
             threads: NonZeroUsize::MIN,
             // Each costs some kilobytes, and a descriptor where the kernel has no direct ones.
             max_sessions: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{Shutdown, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,29 +38,32 @@ pub(crate) struct Listener {
 pub(crate) struct SocketFile(PathBuf);
 
 /// Binds `endpoint` for `rings` rings: as many TCP sockets, among which the kernel distributes connections, or one Unix
-/// socket that they share.
-pub(crate) fn bind(endpoint: &Endpoint, rings: usize) -> Result<(Vec<Listener>, Option<SocketFile>), ServeError> {
+/// socket of that mode that they share.
+pub(crate) fn bind(
+    endpoint: &Endpoint,
+    rings: usize,
+    mode: u32,
+) -> Result<(Vec<Listener>, Option<SocketFile>), ServeError> {
     let failed = |source| ServeError::Listen { endpoint: endpoint.to_string(), source };
     match endpoint {
         Endpoint::Tcp(address) => Ok((bind_tcp(address, rings).map_err(failed)?, None)),
         Endpoint::Unix(path) => {
-            // The mode is what the umask leaves; who may connect is also a question of the folder and the ticket.
-            let (socket, file) = bind_unix(path, None).map_err(failed)?;
+            let (socket, file) = bind_unix(path, mode).map_err(failed)?;
             let listener = Listener { endpoint: endpoint.clone(), socket: Arc::new(socket) };
             Ok((vec![listener; rings], Some(file)))
         }
     }
 }
 
-/// Binds a Unix socket, with that mode if given. A socket file that nobody listens at any more is replaced.
-pub(crate) fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
+/// Binds a Unix socket of that mode, whatever the umask. A socket file that nobody listens at any more is replaced.
+pub(crate) fn bind_unix(path: &Path, mode: u32) -> io::Result<(Socket, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    if let Some(mode) = mode {
-        crate::sys::set_mode(&socket, mode)?;
-    }
+    // The umask may take away from what the file gets from its socket. Nobody can connect before it listens.
+    crate::sys::set_mode(&socket, mode)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile(path.to_owned());
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
     Ok((socket, file))
 }
@@ -153,26 +156,34 @@ mod tests {
     fn a_live_socket_is_left_alone_and_a_dead_one_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let (socket, file) = bind_unix(&path, Some(0o600)).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(bind_unix(&path, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let (socket, file) = bind_unix(&path, 0o600).unwrap();
+        assert_eq!(bind_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(socket);
         std::mem::forget(file);
-        let (_socket, file) = bind_unix(&path, None).unwrap();
+        let (_socket, file) = bind_unix(&path, 0o600).unwrap();
         drop(file);
         assert!(!path.exists());
         fs::write(&path, "text").unwrap();
-        assert_eq!(bind_unix(&path, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(bind_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn a_socket_has_its_mode_whatever_the_umask() {
+        let folder = tempfile::tempdir().unwrap();
+        for mode in [0o600, 0o660, 0o666] {
+            let path = folder.path().join(format!("{mode:o}"));
+            let (_listeners, _file) = bind(&Endpoint::Unix(path.clone()), 2, mode).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+        }
     }
 
     #[test]
     fn rings_share_a_port() {
-        let (listeners, _) = bind(&Endpoint::Tcp("127.0.0.1:0".into()), 3).unwrap();
+        let (listeners, _) = bind(&Endpoint::Tcp("127.0.0.1:0".into()), 3, 0o600).unwrap();
         assert_eq!(listeners.len(), 3);
         assert!(listeners.iter().all(|listener| listener.endpoint == listeners[0].endpoint));
         let (_, taken) =
             listeners[0].endpoint.to_string().split_once("tcp://").map(|(_, a)| ((), a.to_owned())).unwrap();
-        assert!(bind(&Endpoint::Tcp(taken), 1).is_err());
+        assert!(bind(&Endpoint::Tcp(taken), 1, 0o600).is_err());
     }
 }

@@ -98,10 +98,15 @@ impl Server {
         let mut files = Vec::new();
         let mut endpoints = Vec::new();
         for endpoint in &config.listen {
-            let (listeners, file) = listen::bind(endpoint, config.threads.get())?;
+            let (listeners, file) = listen::bind(endpoint, config.threads.get(), config.socket_mode)?;
             files.extend(file);
             endpoints.extend(listeners.first().map(|listener| listener.endpoint.clone()));
             by_ring.iter_mut().zip(listeners).for_each(|(ring, listener)| ring.push(listener));
+        }
+        if config.session.ticket.is_none() {
+            for endpoint in endpoints.iter().filter(|endpoint| is_public(endpoint)) {
+                tracing::warn!(%endpoint, "ANYONE WHO REACHES THIS ADDRESS CAN READ GUEST MEMORY: give --ticket-file");
+            }
         }
         // It is set here and nowhere else.
         let _ = shared.endpoints.set(endpoints);
@@ -203,6 +208,16 @@ impl Drop for EndsAll {
     }
 }
 
+/// True for a bound endpoint that other hosts may reach.
+fn is_public(endpoint: &Endpoint) -> bool {
+    match endpoint {
+        Endpoint::Tcp(address) => {
+            address.parse::<std::net::SocketAddr>().is_ok_and(|address| !address.ip().to_canonical().is_loopback())
+        }
+        Endpoint::Unix(_) => false,
+    }
+}
+
 /// Opens the image of an index file and puts it into service.
 pub(crate) fn add_image(shared: &Shared, path: &Path, preload: Preload) -> Result<ImageId, ServeError> {
     let index = ImageIndex::read(path)?;
@@ -230,7 +245,7 @@ fn bind_control(
     let mut sockets = Sockets::default();
     if let Some(path) = &config.admin {
         let failed = |source| ServeError::Listen { endpoint: format!("unix:{}", path.display()), source };
-        let (socket, file) = listen::bind_unix(path, Some(0o600)).map_err(failed)?;
+        let (socket, file) = listen::bind_unix(path, 0o600).map_err(failed)?;
         files.push(file);
         sockets.admin = Some(socket.into());
     }

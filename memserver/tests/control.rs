@@ -310,7 +310,7 @@ fn the_command_serves_and_ends_at_a_signal() {
     let mut child = memserver()
         .args(["serve", "--image", &image.index.display().to_string(), "--listen", "tcp://127.0.0.1:0"])
         .args(["--listen", &image.socket().to_string(), "--admin", &path("admin"), "--ticket-file", &path("ticket")])
-        .args(["--threads", "2", "--grace", "1"])
+        .args(["--threads", "2", "--grace", "1", "--socket-mode", "0660"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -320,6 +320,8 @@ fn the_command_serves_and_ends_at_a_signal() {
     let mut process = Process(child);
     let endpoints: Vec<Endpoint> = line.split_whitespace().skip(1).map(|text| text.parse().unwrap()).collect();
     assert!(line.starts_with("ready tcp://127.0.0.1:"), "{line}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path("socket")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o660);
     let (mut client, got) = Client::hello(&endpoints[1], image.id, Capabilities::default(), b"a ticket of some length");
     assert!(matches!(got, Got::Welcome(_)), "{got:?}");
     client.check_fetch(Class::Demand, &[range(0, 5)]);
@@ -344,4 +346,33 @@ fn the_command_serves_and_ends_at_a_signal() {
     drop(client);
     assert!(process.0.wait().unwrap().success());
     assert!(!Path::new(&path("socket")).exists() && !Path::new(&path("admin")).exists());
+}
+
+#[test]
+fn only_the_owner_can_connect_unless_told_otherwise_and_open_doors_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_memserver"))
+        .args(["serve", "--listen", &format!("unix:{}", socket.display())])
+        .args(["--listen", "tcp://0.0.0.0:0", "--listen", "tcp://127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let mut process = Process(child);
+    let mut ready = String::new();
+    BufReader::new(out).read_line(&mut ready).unwrap();
+    assert!(ready.starts_with("ready "), "{ready}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    process.0.kill().unwrap();
+    let log = std::io::read_to_string(err).unwrap();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("CAN READ GUEST MEMORY")).collect();
+    assert!(matches!(warnings[..], [line] if line.contains("tcp://0.0.0.0:")), "{log}");
+    for arguments in [["--socket-mode", "0999"], ["--socket-mode", "1777"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memserver"));
+        let refused = command.args(["serve", "--listen", "tcp://127.0.0.1:0"]).args(arguments).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    }
 }
