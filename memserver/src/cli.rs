@@ -107,7 +107,7 @@ struct ServeArguments {
     /// Bring image files into memory at the start.
     #[arg(long, value_enum, default_value = "populate")]
     preload: PreloadArgument,
-    /// Seconds of silence after which a session ends.
+    /// Seconds of silence after which a session ends, 0.1 or more.
     #[arg(long, value_parser = seconds, default_value = "60")]
     idle_timeout: Duration,
     /// Seconds that sessions have to end after SIGTERM.

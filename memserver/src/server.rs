@@ -19,6 +19,9 @@ use crate::listen::{self, Listener, SocketFile};
 use crate::ring::{Features, Ring};
 use crate::shared::Shared;
 
+/// The shortest idle time-out: clients that keep quiet must have the time to answer a ping.
+const MIN_IDLE_MS: u32 = 100;
+
 /// Why a server cannot start, or has stopped.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -46,6 +49,9 @@ pub enum ServeError {
     /// Metrics are for this host only.
     #[error("metrics would be readable from the network at {0}: give a loopback address, such as 127.0.0.1:9100")]
     PublicMetrics(std::net::SocketAddr),
+    /// Sessions would end at once.
+    #[error("an idle time-out of {0} ms would end sessions at once: give {MIN_IDLE_MS} ms or more")]
+    IdleTimeout(u32),
     /// An image cannot be served.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -88,6 +94,10 @@ impl Server {
         }
         if let Some(address) = config.metrics.filter(|address| !address.ip().is_loopback()) {
             return Err(ServeError::PublicMetrics(address));
+        }
+        let idle = config.session.limits.idle_timeout_ms;
+        if idle < MIN_IDLE_MS {
+            return Err(ServeError::IdleTimeout(idle));
         }
         let setup = |source| ServeError::Thread { thread: "main".to_owned(), source };
         let shared = Arc::new(Shared::new(config).map_err(setup)?);

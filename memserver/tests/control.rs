@@ -376,3 +376,14 @@ fn only_the_owner_can_connect_unless_told_otherwise_and_open_doors_are_warned_of
         assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     }
 }
+
+#[test]
+fn an_idle_timeout_that_would_end_every_session_at_once_is_refused() {
+    for idle in ["0", "0.01"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memserver"));
+        let refused =
+            command.args(["serve", "--listen", "tcp://127.0.0.1:0", "--idle-timeout", idle]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("would end sessions at once"), "{refused:?}");
+    }
+}
