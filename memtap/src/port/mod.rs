@@ -8,6 +8,7 @@ pub mod qemu;
 pub mod uffd;
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use descriptor::{FrameRange, Gfn, PageCount};
 use thiserror::Error;
@@ -70,13 +71,27 @@ pub enum PortError {
         #[source]
         source: std::io::Error,
     },
-    /// The peer closed the connection before it had every page. Where it still runs, its guest hangs at what is missing.
-    #[error("{peer} closed the connection with {missing} pages missing")]
+    /// The peer closed the connection before it said that it has every page. Where it still runs, its guest hangs at what is
+    /// missing.
+    #[error(
+        "{peer} closed the connection with {missing} pages missing, and did not say that it is complete; where its migration is \
+         postcopy-paused, go on with --recover"
+    )]
     Closed {
         /// Who.
         peer: &'static str,
         /// The pages that were not sent.
         missing: PageCount,
+    },
+    /// The peer got everything and did not say that it is complete.
+    #[error(
+        "{peer} was sent every page, and did not say within {waited:?} that it is complete; look at its migration's state and log"
+    )]
+    Unconfirmed {
+        /// Who.
+        peer: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The peer (a VMM, a hypervisor) sent something that its protocol does not allow.
     #[error("{peer} broke its protocol: {what}")]

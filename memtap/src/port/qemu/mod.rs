@@ -65,6 +65,10 @@ const READS_MAX: usize = 4;
 /// by themselves.
 const GATHERED_PAGES: u64 = 8;
 
+/// How long QEMU may take from the last byte to SHUT: it has yet to load what lies in the sockets' buffers, some megabytes,
+/// and to end its threads, which takes milliseconds, or seconds on a host that swaps.
+const SHUT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The fault port of one QEMU clone.
 #[derive(Debug)]
 pub struct QemuPort {
@@ -78,6 +82,8 @@ pub struct QemuPort {
     buffer: Box<[u8]>,
     /// What was reported during a recovery, for the first [`FaultPort::read_events`].
     early: Vec<Event>,
+    /// When the migration's end was written out.
+    written: Option<Instant>,
 }
 
 /// A clone that cannot be started or taken over.
@@ -164,7 +170,8 @@ impl QemuPort {
         let return_path = ReturnPath::new(session.bitmap_max());
         let buffer = vec![0; READ_SIZE].into_boxed_slice();
         let watched = Watched::default();
-        let mut port = Self { session, return_path, main, preempt, epoll, watched, buffer, early: Vec::new() };
+        let mut port =
+            Self { session, return_path, main, preempt, epoll, watched, buffer, early: Vec::new(), written: None };
         port.main.push(Urgency::Demand, opening);
         port.flush()?;
         Ok(port)
@@ -184,8 +191,8 @@ impl QemuPort {
             let count = match self.main.read(&mut self.buffer) {
                 Ok(Some(0)) => break,
                 Ok(Some(count)) => count,
-                Ok(None) => return self.closed(events),
-                Err(error) if is_gone(&error) => return self.closed(events),
+                Ok(None) => return Err(self.closed()),
+                Err(error) if is_gone(&error) => return Err(self.closed()),
                 Err(error) => return Err(os("recv", MAIN)(error)),
             };
             self.return_path.push(&self.buffer[..count]);
@@ -202,11 +209,11 @@ impl QemuPort {
                 return Ok(());
             }
         }
-        self.read_preempt(events)
+        self.read_preempt()
     }
 
     /// Nothing ever comes back on the preempt channel but its end.
-    fn read_preempt(&mut self, events: &mut Vec<Event>) -> Result<(), PortError> {
+    fn read_preempt(&mut self) -> Result<(), PortError> {
         let Some(preempt) = &mut self.preempt else {
             return Ok(());
         };
@@ -219,17 +226,26 @@ impl QemuPort {
                 self.preempt = None;
                 Ok(())
             }
-            Ok(None) | Err(_) => self.closed(events),
+            Ok(None) | Err(_) => Err(self.closed()),
         }
     }
 
-    /// The end of a connection: a failure unless QEMU has every page.
-    fn closed(&self, events: &mut Vec<Event>) -> Result<(), PortError> {
-        if !self.session.has_ended() {
-            return Err(PortError::Closed { peer: "QEMU", missing: self.session.missing() });
+    /// The end of a connection before SHUT, which QEMU sends when it has loaded everything, and only then: it failed to load
+    /// what it got, or paused the migration.
+    fn closed(&self) -> PortError {
+        PortError::Closed { peer: "QEMU", missing: self.session.missing() }
+    }
+
+    /// Fails when SHUT is overdue: the time counts from the moment at which the last byte was written.
+    fn check_patience(&mut self) -> Result<(), PortError> {
+        if !self.session.has_ended() || self.session.is_completed() || self.watched != Watched::default() {
+            return Ok(());
         }
-        events.push(Event::Closed);
-        Ok(())
+        let written = *self.written.get_or_insert_with(Instant::now);
+        if written.elapsed() < SHUT_TIMEOUT {
+            return Ok(());
+        }
+        Err(PortError::Unconfirmed { peer: "QEMU", waited: SHUT_TIMEOUT })
     }
 
     /// Writes what the sockets take and watches for the rest.
@@ -363,7 +379,8 @@ impl FaultPort for QemuPort {
             return Ok(());
         }
         self.read(events)?;
-        self.flush()
+        self.flush()?;
+        self.check_patience()
     }
 
     fn install(&mut self, start: Gfn, pages: &[u8]) -> Result<Installed, PortError> {

@@ -1,11 +1,14 @@
 //! The port against a destination that reads the stream as QEMU does: every page arrives exactly once, whatever is asked for
-//! and in whatever order pages are installed, and the end comes after the last.
+//! and in whatever order pages are installed, and the end comes after the last; it is complete once it says so.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
+use super::return_path::Message;
+use super::return_path::testing::encode;
 use super::testing::{Destination, Received, descriptor};
 use super::*;
 
@@ -239,6 +242,50 @@ fn a_clone_that_goes_away_is_told_apart_from_one_that_is_complete() {
     port.wait(PATIENCE).unwrap();
     let error = port.read_events(&mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("1089 pages missing"), "{error}");
+}
+
+/// A port whose migration ended, and the other end of its socket, which everything was read from.
+fn ended() -> (QemuPort, UnixStream) {
+    let descriptor = descriptor(&[("pc.ram", 3, false)]);
+    let (near, far) = pair();
+    let mut port = QemuPort::start(&descriptor, near, None).unwrap();
+    port.install_zeros(FrameRange::new(Gfn::new(0), PageCount::new(3))).unwrap();
+    port.complete().unwrap();
+    port.read_events(&mut Vec::new()).unwrap();
+    (port, far)
+}
+
+#[test]
+fn a_clone_that_goes_away_after_the_end_is_complete_only_if_it_said_so() {
+    for says in [false, true] {
+        let (mut port, mut far) = ended();
+        if says {
+            far.write_all(&encode(&Message::Shut { error: 0 })).unwrap();
+        }
+        // Closed with the stream unread, as by a QEMU that failed while it loaded.
+        drop(far);
+        port.wait(PATIENCE).unwrap();
+        let mut events = Vec::new();
+        let result = port.read_events(&mut events);
+        if says {
+            result.unwrap();
+            assert_eq!(events, [Event::Closed]);
+        } else {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("0 pages missing") && error.contains("--recover"), "{error}");
+            assert!(events.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_clone_that_never_says_that_it_is_complete_is_given_up() {
+    let (mut port, _far) = ended();
+    let written = port.written.unwrap();
+    port.read_events(&mut Vec::new()).unwrap();
+    port.written = written.checked_sub(SHUT_TIMEOUT);
+    let error = port.read_events(&mut Vec::new()).unwrap_err();
+    assert!(matches!(error, PortError::Unconfirmed { .. }), "{error}");
 }
 
 #[test]
