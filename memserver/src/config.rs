@@ -23,8 +23,11 @@ pub struct ServeConfig {
     pub socket_mode: u32,
     /// Threads, each with a ring of its own.
     pub threads: NonZeroUsize,
-    /// Connections at one time; those beyond are refused as [`descriptor::fetch::Refusal::Busy`].
+    /// Sessions at one time; those beyond are refused as [`descriptor::fetch::Refusal::Busy`].
     pub max_sessions: NonZeroUsize,
+    /// Connections of one thread that have no session, because their handshake is under way or was refused. The oldest is
+    /// broken off for one more, so that whoever only connects keeps nobody out.
+    pub max_handshakes: NonZeroUsize,
     /// What sessions keep to.
     pub session: SessionConfig,
     /// When pages are compressed.
@@ -63,6 +66,8 @@ impl ServeConfig {
             threads: NonZeroUsize::MIN,
             // Each costs some kilobytes, and a descriptor where the kernel has no direct ones.
             max_sessions: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
+            // A whole fleet of clones may connect at once.
+            max_handshakes: NonZeroUsize::new(512).unwrap_or(NonZeroUsize::MIN),
             session: SessionConfig { capabilities, ..SessionConfig::default() },
             compress: Compress::Auto,
             preload: Preload::Populate,

@@ -277,10 +277,10 @@ fn start_rings(
     let mut rings = Vec::new();
     for (index, listeners) in by_ring.into_iter().enumerate() {
         let (ready, started) = mpsc::channel::<Result<Features, ServeError>>();
-        let (features, sessions) = (config.ring_features, config.max_sessions.get());
+        let (features, limits) = (config.ring_features, (config.max_sessions.get(), config.max_handshakes.get()));
         let mine = Arc::clone(shared);
         // A ring belongs to the thread that makes it.
-        let run = move || match Ring::new(Arc::clone(&mine), index, listeners, features, sessions) {
+        let run = move || match Ring::new(Arc::clone(&mine), index, listeners, features, limits) {
             Ok(ring) => {
                 let _ = ready.send(Ok(ring.features()));
                 let _all = EndsAll(mine);

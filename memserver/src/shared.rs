@@ -130,12 +130,14 @@ impl Shared {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Counts a connection; false when there are as many as allowed.
-    pub(crate) fn open_connection(&self) -> bool {
-        self.open.fetch_add(1, Ordering::Relaxed) < self.max_sessions
+    /// Takes a place for a session; false when there are as many as allowed.
+    pub(crate) fn open_session(&self) -> bool {
+        let more = |open| (open < self.max_sessions).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    pub(crate) fn close_connection(&self) {
+    /// Gives the place of a session back.
+    pub(crate) fn close_session(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

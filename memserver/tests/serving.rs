@@ -186,6 +186,35 @@ fn more_than_the_limits_ends_the_session() {
 }
 
 #[test]
+fn who_only_connects_keeps_nobody_out() {
+    let image = TestImage::new(11);
+    for features in [RingFeatures::Auto, RingFeatures::Basic] {
+        let server = serve(&image, |config| {
+            config.ring_features = features;
+            config.max_sessions = NonZeroUsize::new(2).unwrap();
+            config.max_handshakes = NonZeroUsize::new(4).unwrap();
+            config.session.ticket = Some(b"open sesame".to_vec());
+        });
+        for endpoint in server.endpoints() {
+            let open = || Client::hello(endpoint, image.id, Capabilities::default(), b"open sesame");
+            let (mut first, got) = open();
+            assert!(matches!(got, Got::Welcome(_)), "{got:?}");
+            let silent: Vec<_> = (0..20).map(|_| Client::connect(endpoint)).collect();
+            wait_for("the oldest to be broken off", || server.status().connections <= 5);
+            let (mut second, got) = open();
+            assert!(matches!(got, Got::Welcome(_)), "{got:?}");
+            let (third, got) = open();
+            assert!(matches!(got, Got::Refused(Refusal::Busy, _)), "{got:?}");
+            for client in [&mut first, &mut second] {
+                client.check_fetch(Class::Demand, &[range(7, 1)]);
+            }
+            drop((first, second, silent, third));
+            wait_for("the end of all connections", || server.status().connections == 0);
+        }
+    }
+}
+
+#[test]
 fn an_image_in_memory_is_sent_from_registered_buffers() {
     let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
         return println!("SKIPPED: no tmpfs at /dev/shm to keep an image in");

@@ -28,6 +28,8 @@ pub(super) struct Connection {
     pub(super) socket: Option<Socket>,
     pub(super) peer: Option<SocketAddr>,
     pub(super) session: Session,
+    /// True while it has a place among the sessions that are allowed.
+    pub(super) placed: bool,
     pub(super) image: Option<Arc<ServedImage>>,
     pub(super) record: Option<Arc<SessionRecord>>,
     pub(super) compressor: Option<Compressor>,
@@ -79,6 +81,7 @@ impl Connection {
             socket: Some(socket),
             peer: None,
             session,
+            placed: false,
             image: None,
             record: None,
             compressor: None,

@@ -42,7 +42,7 @@ use crate::stats::class_index;
 
 pub use features::{Features, RingFeatures};
 
-/// Direct descriptors beyond the sessions that are allowed, for those that are being refused.
+/// Direct descriptors beyond the connections that are allowed, for those that are being closed.
 const SPARE_SOCKETS: usize = 64;
 
 /// How long accepting rests when the process has run out of descriptors or memory.
@@ -63,6 +63,7 @@ pub(crate) struct Ring {
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
     generation: u32,
+    max_handshakes: usize,
     schedule: Schedule,
     fixed: FixedImages,
     /// No session needs attention before.
@@ -85,9 +86,10 @@ impl Ring {
         index: usize,
         listeners: Vec<Listener>,
         wanted: RingFeatures,
-        max_sessions: usize,
+        (max_sessions, max_handshakes): (usize, usize),
     ) -> Result<Self, ServeError> {
-        let sockets = u32::try_from(max_sessions + SPARE_SOCKETS).unwrap_or(u32::MAX);
+        let sockets = u32::try_from(max_sessions.saturating_add(max_handshakes).saturating_add(SPARE_SOCKETS))
+            .unwrap_or(u32::MAX);
         let mut uring = Uring::new(wanted, sockets)?;
         let zero_copy = uring.features().zero_copy;
         let fixed = FixedImages::new(&mut uring, zero_copy);
@@ -99,6 +101,7 @@ impl Ring {
             connections: Vec::new(),
             free: Vec::new(),
             generation: 0,
+            max_handshakes,
             schedule: Schedule::default(),
             fixed,
             timer: None,
@@ -258,12 +261,10 @@ impl Ring {
     fn open(&mut self, now: Duration, listener: u32, socket: Socket) {
         let is_tcp = self.listeners.get(listener as usize).is_some_and(|acceptor| acceptor.listener.is_tcp());
         let mut session = Session::new(now, self.shared.session_config(is_tcp));
-        if !self.shared.open_connection() {
-            session.refuse(Refusal::Busy);
-        }
         if self.deadline.is_some() {
             session.refuse(Refusal::Draining);
         }
+        self.make_room();
         self.generation = self.generation.wrapping_add(1);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
@@ -287,6 +288,20 @@ impl Ring {
         self.attend(now, key);
     }
 
+    /// Breaks off the oldest connection without a session when there are as many as allowed.
+    fn make_room(&mut self) {
+        let without = |(slot, connection): (usize, &Option<Connection>)| {
+            let connection = connection.as_ref().filter(|c| !c.placed && c.stage != Stage::Dying)?;
+            Some(Key { slot: slot as u32, generation: connection.generation })
+        };
+        let waiting: Vec<Key> = self.connections.iter().enumerate().filter_map(without).collect();
+        let oldest = waiting.iter().max_by_key(|key| self.generation.wrapping_sub(key.generation)).copied();
+        if let Some(key) = oldest.filter(|_| waiting.len() >= self.max_handshakes) {
+            tracing::debug!(waiting = waiting.len(), "too many handshakes; breaking the oldest off");
+            self.kill(key);
+        }
+    }
+
     fn receive(&mut self, key: Key) {
         let Some(connection) = connection_of(&mut self.connections, key) else { return };
         if let Some(socket) = &connection.socket {
@@ -302,9 +317,20 @@ impl Ring {
                 // What a client said before its connection broke may come after a send has told of that.
                 let connection = connection_of(&mut self.connections, key);
                 if let Some(connection) = connection.filter(|connection| connection.stage != Stage::Dying) {
+                    // A place is taken before the session can begin, and kept if it did. What has not shown a ticket has none.
+                    let asks = !connection.placed && !connection.session.is_closing();
+                    let taken = asks && self.shared.open_session();
+                    if asks && !taken && self.deadline.is_none() {
+                        connection.session.refuse(Refusal::Busy);
+                    }
                     let catalog = &self.shared.catalog;
                     let bytes = self.uring.bytes(&received);
                     connection.session.receive(now, bytes, &|image| catalog.find(image).map(|image| image.facts()));
+                    if taken && connection.session.is_serving() {
+                        connection.placed = true;
+                    } else if taken {
+                        self.shared.close_session();
+                    }
                 }
                 self.uring.recycle(received);
             }
@@ -440,10 +466,12 @@ impl Ring {
             tracing::info!(session = record.id, "session is over");
             self.shared.sessions.lock().remove(&record.id);
         }
+        if connection.placed {
+            self.shared.close_session();
+        }
         self.schedule.remove(key.slot as usize);
         self.connections[key.slot as usize] = None;
         self.free.push(key.slot);
-        self.shared.close_connection();
         self.handle().stats.connections.set((self.connections.len() - self.free.len()) as u64);
     }
 
