@@ -47,6 +47,19 @@ fn every_page_is_right_from_the_images_own_files() {
 }
 
 #[test]
+fn files_that_cannot_be_used_leave_the_socket() {
+    let image = Arc::new(Image::new(1024));
+    let behaviour = Behaviour { local: true, file_lost: true, ..Behaviour::default() };
+    let server = ModelServer::unix(&image.path("server"), &image, behaviour);
+    let result = run(embedded(&image, &server.endpoint, &["--patience", "30s"]));
+    assert_verified(&image, &result);
+    assert_eq!(result.1["local"], false);
+    // One with the files, one without.
+    assert_eq!(server.sessions.load(Ordering::Relaxed), 2);
+    assert_eq!(result.2.matches("pages come through the socket instead").count(), 1, "{}", result.2);
+}
+
+#[test]
 fn every_pattern_and_prefetch_gives_the_same_memory() {
     let image = Arc::new(Image::new(2048));
     let server = ModelServer::tcp(&image, Behaviour::default());

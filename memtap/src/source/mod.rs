@@ -107,6 +107,8 @@ pub struct Source {
     current: usize,
     /// Servers that said no for good.
     refused: Vec<bool>,
+    /// The image's files came and could not be used: the socket serves from now on.
+    no_files: bool,
     backoff: Backoff,
     scratch: Vec<u8>,
     bytes_received: u64,
@@ -137,6 +139,7 @@ impl Source {
             state: State::Waiting { until: Duration::ZERO },
             current: 0,
             refused: vec![false; config.endpoints.len()],
+            no_files: false,
             backoff: Backoff::new(config.seed),
             scratch: vec![],
             bytes_received: 0,
@@ -270,7 +273,12 @@ impl Source {
             self.current = (self.current + 1) % self.config.endpoints.len();
         }
         let endpoint = self.endpoint();
-        let wants_local = matches!(endpoint, Endpoint::Unix(_)) && self.config.lane != Lane::Socket;
+        let wants_local = matches!(endpoint, Endpoint::Unix(_))
+            && match self.config.lane {
+                Lane::Auto => !self.no_files,
+                Lane::Socket => false,
+                Lane::Local => true,
+            };
         match Socket::connect(endpoint, wants_local) {
             Ok(socket) => {
                 self.state = State::Connected(Box::new(Connection::new(socket, wants_local, &self.config, now)));
@@ -295,7 +303,13 @@ impl Source {
         let piece = self.config.granule.max(PageCount::new(256));
         let lane = match LocalLane::new(image, &files, piece) {
             Ok(lane) => lane,
-            Err(error) => return self.end(error, now),
+            Err(error) => {
+                if self.config.lane == Lane::Auto {
+                    tracing::warn!(%error, "the image's files cannot be used; pages come through the socket instead");
+                    self.no_files = true;
+                }
+                return self.end(error, now);
+            }
         };
         let connection = match std::mem::replace(&mut self.state, State::Waiting { until: now }) {
             State::Connected(connection) => Some(connection),

@@ -23,6 +23,8 @@ use super::Image;
 pub struct Behaviour {
     /// Hand out the image's file.
     pub local: bool,
+    /// Hand it out in words alone, as it is seen by a client that has no file descriptor free.
+    pub file_lost: bool,
     /// Compress where that pays.
     pub lz4: bool,
     /// Say no.
@@ -228,7 +230,7 @@ impl Session {
                     _ => {}
                 }
                 inbox.drain(..length);
-                if file {
+                if file && !self.behaviour.file_lost {
                     self.send_with_file(&out)?
                 } else {
                     self.stream.write(&out)?
