@@ -120,7 +120,7 @@ impl UffdPort {
             match step(self, part, region, address) {
                 Ok(bytes) => rest = rest.split_at(PageCount::new(bytes as u64 / PAGE_SIZE)).1,
                 Err(Errno::EXIST) => {
-                    self.wake(address, region.page_size)?;
+                    self.wake(address, region.page_size.frames().bytes())?;
                     self.answered(FrameRange::new(part.start(), region.page_size.frames()));
                     stopped = Some(Stop::AlreadyPresent);
                 }
@@ -158,9 +158,9 @@ impl UffdPort {
         }
     }
 
-    /// Wakes whoever waits for the page at `address`: it may have been queued after the page came.
-    fn wake(&self, address: u64, page_size: PageSize) -> Result<(), PortError> {
-        match sys::wake(self.fd.as_fd(), address, page_size.frames().bytes()) {
+    /// Wakes whoever waits for a page of the `length` bytes at `address`: it may have been queued after the page came.
+    fn wake(&self, address: u64, length: u64) -> Result<(), PortError> {
+        match sys::wake(self.fd.as_fd(), address, length) {
             Ok(()) => Ok(()),
             Err(error) if is_gone(error) => Ok(()),
             Err(error) => Err(failed("UFFDIO_WAKE", FrameRange::single(Gfn::containing(0)), address, error)),
@@ -264,7 +264,7 @@ impl FaultPort for UffdPort {
         if installed.stopped == Some(Stop::Busy)
             && let Some((_, region, address)) = self.regions.locate(page)
         {
-            self.wake(address, region.page_size)?;
+            self.wake(address, region.page_size.frames().bytes())?;
         }
         self.answered(page);
         Ok(())
@@ -277,6 +277,9 @@ impl FaultPort for UffdPort {
                 Err(error) if is_gone(error) => {}
                 Err(error) => return Err(failed("UFFDIO_UNREGISTER", region.frames, region.address, error)),
             }
+            // Unregistering wakes the waiters it finds, but it does so before it locks the mapping: a fault in between, which
+            // holds no more than the mapping's own lock, would sleep for ever.
+            self.wake(region.address, region.length())?;
         }
         // What is missing now is zeros, and the kernel's business.
         self.unanswered.clear();
