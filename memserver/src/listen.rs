@@ -25,6 +25,11 @@ const UNSENT: u32 = 256 << 10;
 /// Silence on a connection after which the kernel asks whether the peer is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// How often, and after which pauses, to look again whether somebody listens at a socket: the kernel takes the ring of a
+/// killed server down in its own time, and until then its sockets seem to listen. Together a second.
+const STALE_LOOKS: u32 = 20;
+const STALE_PAUSE: Duration = Duration::from_millis(50);
+
 /// A bound endpoint as one ring has it.
 #[derive(Clone, Debug)]
 pub(crate) struct Listener {
@@ -104,7 +109,20 @@ fn tcp_socket(address: &SockAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Removes a socket file that nobody listens at, or soon nobody will.
 fn remove_stale(path: &Path) -> io::Result<()> {
+    let mut result = try_remove_stale(path);
+    for _ in 0..STALE_LOOKS {
+        if !result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+            break;
+        }
+        std::thread::sleep(STALE_PAUSE);
+        result = try_remove_stale(path);
+    }
+    result
+}
+
+fn try_remove_stale(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -113,6 +131,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         }
         Ok(_) => match UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+            // Its server has removed it just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another program listens there")),
         },
@@ -165,6 +185,21 @@ mod tests {
         assert!(!path.exists());
         fs::write(&path, "text").unwrap();
         assert_eq!(bind_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn a_socket_that_is_about_to_die_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (socket, file) = bind_unix(&path, 0o600).unwrap();
+        std::mem::forget(file);
+        let waiting = UnixStream::connect(&path).unwrap();
+        let dying = std::thread::spawn(move || {
+            std::thread::sleep(STALE_PAUSE * 2);
+            drop((socket, waiting));
+        });
+        let (_socket, _file) = bind_unix(&path, 0o600).unwrap();
+        dying.join().unwrap();
     }
 
     #[test]

@@ -387,3 +387,22 @@ fn an_idle_timeout_that_would_end_every_session_at_once_is_refused() {
         assert!(String::from_utf8_lossy(&refused.stderr).contains("would end sessions at once"), "{refused:?}");
     }
 }
+
+#[test]
+fn a_killed_server_can_be_started_again_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let endpoint = format!("unix:{}", folder.path().join("socket").display());
+    for round in 0..5 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_memserver"))
+            .args(["serve", "--listen", &endpoint, "--threads", "2"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let out = child.stdout.take().unwrap();
+        let _killed = Process(child);
+        let mut ready = String::new();
+        BufReader::new(out).read_line(&mut ready).unwrap();
+        assert_eq!(ready.trim_end(), format!("ready {endpoint}"), "round {round}");
+    }
+}
