@@ -22,6 +22,13 @@ const PING_AFTER: Duration = Duration::from_secs(2);
 /// Silence after which it is not.
 const SILENCE_LIMIT: Duration = Duration::from_secs(6);
 
+/// No ping is answered while more bytes than this are unsent: a multiple of what the requests that a pager has open take.
+const OUTBOX_MAX: usize = 1 << 20;
+
+/// How often the socket is read for one [`Connection::next`], so that a flood of messages that do not matter cannot keep the
+/// pager from its guest.
+const READS_MAX: usize = 4;
+
 /// One connection from its first byte to its last.
 pub(super) struct Connection {
     socket: Socket,
@@ -122,7 +129,11 @@ impl Connection {
         }
         while self.sent < self.outbox.len() {
             match self.socket.send(&self.outbox[self.sent..]).map_err(SessionError::Broken)? {
-                0 => return Ok(()),
+                0 => {
+                    self.outbox.drain(..self.sent);
+                    self.sent = 0;
+                    return Ok(());
+                }
                 count => self.sent += count,
             }
             self.spoke = now;
@@ -173,7 +184,7 @@ impl Connection {
 
     /// The next message that matters, from what was received or what the socket has.
     pub(super) fn next(&mut self, now: Duration, config: &SourceConfig) -> Result<Option<Incoming>, SessionError> {
-        loop {
+        for _ in 0..READS_MAX {
             if let Some(incoming) = self.parse(config)? {
                 self.buffered = true;
                 return Ok(Some(incoming));
@@ -189,12 +200,14 @@ impl Connection {
                 Received::End => return Err(SessionError::Closed),
                 Received::Bytes(count) => {
                     self.inbox.received(count);
+                    self.buffered = true;
                     self.heard = now;
                     // Less than there was room for: the socket is drained, unless files cut the bytes short.
                     self.readable = count == room || !matches!(self.stage, Stage::Open);
                 }
             }
         }
+        Ok(None)
     }
 
     /// Handles what lies in the inbox up to a message that matters; `None` when more bytes are needed.
@@ -247,6 +260,9 @@ impl Connection {
                     return Err(SessionError::Goodbye { reason, text: text.to_owned() });
                 }
                 (_, Message::Ping) => {
+                    if self.outbox.len() - self.sent > OUTBOX_MAX {
+                        return Err(SessionError::Backlog(self.outbox.len() - self.sent));
+                    }
                     Message::Pong.encode(&mut self.outbox);
                     None
                 }

@@ -21,6 +21,9 @@ pub enum SessionError {
     /// Nothing was heard for too long.
     #[error("the server was silent for {0:?}")]
     Silent(Duration),
+    /// The server sends pings and does not read.
+    #[error("the server pings and does not read: {0} bytes for it are queued")]
+    Backlog(usize),
     /// The server's bytes break the protocol.
     #[error(transparent)]
     Protocol(#[from] FetchError),

@@ -354,3 +354,59 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+    use std::time::Instant;
+
+    use descriptor::fetch::{Capabilities, Message, Preamble, Welcome};
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_pings_and_never_reads_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (image, universe) = (ImageId::from_bytes([7; 16]), PageCount::new(16));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = Vec::new();
+            Preamble.encode(&mut bytes);
+            let limits = Limits { max_requests: 1, max_pages: 1, idle_timeout_ms: 0 };
+            let capabilities = Capabilities::default();
+            Message::Welcome(Welcome { image, frames: universe, capabilities, limits }).encode(&mut bytes);
+            while stream.write_all(&bytes).is_ok() {
+                bytes.clear();
+                for _ in 0..1000 {
+                    Message::Ping.encode(&mut bytes);
+                }
+            }
+        });
+        let config = SourceConfig {
+            endpoints: vec![Endpoint::Unix(path)],
+            image,
+            universe,
+            ticket: vec![],
+            lane: Lane::Socket,
+            granule: PageCount::ONE,
+            seed: 1,
+        };
+        let mut source = Source::new(config).unwrap();
+        let now = Duration::ZERO;
+        let began = Instant::now();
+        let reason = loop {
+            assert!(began.elapsed() < Duration::from_secs(60), "the server is kept");
+            if let Some(SourceEvent::Down { reason }) = source.set_ready(true, true, now) {
+                break reason;
+            }
+            if let Some(SourceEvent::Down { reason }) = source.next(now).unwrap() {
+                break reason;
+            }
+        };
+        assert!(matches!(reason, SessionError::Backlog(_)), "{reason}");
+        server.join().unwrap();
+    }
+}
