@@ -71,6 +71,21 @@ fn huge_pages_by_handshake() {
 }
 
 #[test]
+fn a_pager_that_waits_for_its_vmm_stops_when_it_is_told() {
+    let image = Arc::new(Image::new(64));
+    let server = ModelServer::tcp(&image, Behaviour::default());
+    let admin = image.path("admin");
+    // Longer than any test waits.
+    let (pager, socket) = pager(&image, &server.endpoint, &["--accept-timeout", "1h", "--admin", text(&admin)]);
+    until("it is set up", || admin.exists());
+    let pid = rustix::process::Pid::from_child(&pager);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let (code, _, log) = finish(pager);
+    assert_eq!(code, i32::from(exit_code::STOPPED), "{log}");
+    assert!(!socket.exists());
+}
+
+#[test]
 fn a_vmm_that_is_killed_ends_its_pager() {
     let image = Arc::new(Image::new(1024));
     let server = ModelServer::tcp(&image, Behaviour { delay: Duration::from_millis(20), ..Behaviour::default() });

@@ -21,7 +21,7 @@ mod sys;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,12 @@ pub enum AcceptError {
         path: PathBuf,
         /// How long the socket was there.
         waited: Duration,
+    },
+    /// Someone asked to stop before anybody connected.
+    #[error("stopped before a VMM connected to {path}", path = path.display())]
+    Stopped {
+        /// The socket's path.
+        path: PathBuf,
     },
     /// A VMM connected and sent nothing, or only a part.
     #[error("the VMM (process {pid}) connected, but its message did not come within {waited:?} ({received} bytes did)")]
@@ -135,13 +141,16 @@ impl HandshakeSocket {
         Ok(Self { fd, path: path.into() })
     }
 
-    /// Waits up to `timeout` for a VMM to connect. Its connection stays open for as long as the guest is kept.
+    /// Waits up to `timeout` for a VMM to connect, or until `stop` is readable. The VMM's connection stays open for as long as
+    /// the guest is kept.
     ///
     /// # Errors
     /// When nobody comes.
-    pub fn accept(self, timeout: Duration) -> Result<(ProcessGuest, VmmSocket), AcceptError> {
-        if !wait_readable(&self.fd, Instant::now() + timeout)? {
-            return Err(AcceptError::NobodyCame { path: self.path.clone(), waited: timeout });
+    pub fn accept(self, timeout: Duration, stop: BorrowedFd<'_>) -> Result<(ProcessGuest, VmmSocket), AcceptError> {
+        match wait_any([self.fd.as_fd(), stop], Instant::now() + timeout)? {
+            [true, _] => {}
+            [false, true] => return Err(AcceptError::Stopped { path: self.path.clone() }),
+            [false, false] => return Err(AcceptError::NobodyCame { path: self.path.clone(), waited: timeout }),
         }
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::accept_with(&self.fd, flags).map_err(os("accepting the VMM's connection"))?;
@@ -260,13 +269,18 @@ fn check_descriptors(fds: Vec<OwnedFd>, pid: i32) -> Result<OwnedFd, AcceptError
 }
 
 fn wait_readable(fd: &OwnedFd, deadline: Instant) -> Result<bool, AcceptError> {
+    wait_any([fd.as_fd()], deadline).map(|[ready]| ready)
+}
+
+/// Which of these are readable, once any is; none at the deadline.
+fn wait_any<const N: usize>(fds: [BorrowedFd<'_>; N], deadline: Instant) -> Result<[bool; N], AcceptError> {
+    let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     loop {
         let rest = deadline.saturating_duration_since(Instant::now());
         let rest =
             Timespec { tv_sec: rest.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: rest.subsec_nanos().into() };
-        match rustix::event::poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&rest)) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
+        match rustix::event::poll(&mut fds, Some(&rest)) {
+            Ok(_) => return Ok(fds.map(|fd| !fd.revents().is_empty())),
             Err(Errno::INTR) => {}
             Err(error) => return Err(os("waiting for the VMM")(error)),
         }
