@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use bench_kit::peers::{BlockSource, NbdClient, RedisClient, Server};
 use bench_kit::roles::{self, PageServer};
 use bench_kit::{Args, AwakeProcessors, median, rounded};
-use descriptor::fetch::{self, Class, Encoding, Hello, Message, Preamble, Request};
+use descriptor::fetch::{self, Class, Delivery, Encoding, Hello, Message, Preamble, Request};
 use descriptor::{FrameRange, Gfn, ImageId, PAGE_SIZE, PageCount};
 use serde_json::{Value, json};
 
@@ -220,7 +220,7 @@ impl FetchClient {
 
     fn ask(&mut self, class: Class, range: FrameRange) -> io::Result<()> {
         self.tag += 1;
-        Request::encode(self.tag, class, &[range], &mut self.out);
+        Request::encode(self.tag, class, Delivery::Unicast, &[range], &mut self.out);
         Ok(())
     }
 

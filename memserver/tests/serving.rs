@@ -8,7 +8,7 @@ mod common;
 use std::num::NonZeroUsize;
 
 use common::{Client, FRAMES, Got, TestImage, range, serve, wait_for};
-use descriptor::fetch::{Capabilities, Class, Encoding, ErrorCode, GoodbyeReason, Message, Refusal};
+use descriptor::fetch::{Capabilities, Class, Delivery, Encoding, ErrorCode, GoodbyeReason, Message, Refusal};
 use descriptor::{FrameRange, ImageId};
 use memserver::{Compress, RingFeatures};
 use proptest::prelude::*;
@@ -153,7 +153,7 @@ fn a_request_may_come_in_small_pieces_and_many_in_one() {
         let requests: Vec<_> =
             (1..=40).map(|tag| (1000 + tag, vec![range(tag * 20, 3), range(tag * 20 + 10, 1)])).collect();
         for (tag, ranges) in &requests {
-            descriptor::fetch::Request::encode(*tag, Class::Demand, ranges, &mut bytes);
+            descriptor::fetch::Request::encode(*tag, Class::Demand, Delivery::Unicast, ranges, &mut bytes);
         }
         let (slowly, rest) = bytes.split_at(150);
         for byte in slowly {
@@ -275,7 +275,13 @@ fn requests_of_a_client_that_is_gone_hold_up_nobody() {
                 let mut bytes = Vec::new();
                 for tag in 1..=100 {
                     let frames = [range(2100 + tag, 8)];
-                    descriptor::fetch::Request::encode(part * 100 + tag, Class::Demand, &frames, &mut bytes);
+                    descriptor::fetch::Request::encode(
+                        part * 100 + tag,
+                        Class::Demand,
+                        Delivery::Unicast,
+                        &frames,
+                        &mut bytes,
+                    );
                 }
                 client.send(&bytes);
             }

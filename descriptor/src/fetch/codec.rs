@@ -2,11 +2,13 @@
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use super::channel::ChannelOffer;
 use super::error::FetchError;
 use super::local::LocalImage;
 use super::message::{
-    Capabilities, Class, Encoding, ErrorCode, GoodbyeReason, Hello, Limits, MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT,
-    MAX_TICKET, Message, PageRun, Preamble, Refusal, Request, Tag, VERSION, Version, Welcome,
+    Capabilities, ChannelGoneReason, Class, Delivery, Encoding, ErrorCode, GoodbyeReason, Hello, Limits,
+    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, PageRun, Preamble, Refusal, Request, Tag, VERSION,
+    Version, Welcome,
 };
 use super::wire::{self, flag, kind};
 use crate::{FrameRange, Gfn, ImageId, PAGE_SIZE, PageCount};
@@ -73,10 +75,11 @@ impl Request<'_> {
     ///
     /// # Panics
     /// When there are more or fewer.
-    pub fn encode(tag: Tag, class: Class, ranges: &[FrameRange], out: &mut Vec<u8>) {
+    pub fn encode(tag: Tag, class: Class, delivery: Delivery, ranges: &[FrameRange], out: &mut Vec<u8>) {
         assert!((1..=MAX_RANGES).contains(&ranges.len()), "{} ranges in a request", ranges.len());
-        let flags = if class == Class::Bulk { flag::BULK } else { 0 };
-        push_header(out, kind::REQUEST, flags, tag, ranges.len() * size_of::<wire::Range>());
+        let bulk = if class == Class::Bulk { flag::BULK } else { 0 };
+        let multicast = if delivery == Delivery::Multicast { flag::MULTICAST } else { 0 };
+        push_header(out, kind::REQUEST, bulk | multicast, tag, ranges.len() * size_of::<wire::Range>());
         for range in ranges {
             let pages = u32::try_from(range.count().get()).expect("a range of a request has at most 2^32 frames");
             assert!(pages > 0, "an empty range in a request");
@@ -150,7 +153,7 @@ impl Message<'_> {
             Message::Refused(reason, text) => push_reason(out, kind::REFUSED, 0, *reason as u16, text),
             Message::Request(request) => {
                 let ranges: Vec<_> = request.ranges().collect();
-                Request::encode(request.tag, request.class, &ranges, out);
+                Request::encode(request.tag, request.class, request.delivery, &ranges, out);
             }
             Message::Pages(run) => {
                 let head = PageRun::head(run.tag, run.frames, run.encoding, run.last, run.payload.len());
@@ -166,6 +169,12 @@ impl Message<'_> {
                 push_header(out, kind::IMAGE, 0, 0, body.len());
                 out.extend_from_slice(&body);
             }
+            Message::Channel(offer) => {
+                let body = offer.encode();
+                push_header(out, kind::CHANNEL, 0, 0, size_of_val(&body));
+                out.extend_from_slice(body.as_bytes());
+            }
+            Message::ChannelGone(reason, text) => push_reason(out, kind::CHANNEL_GONE, 0, *reason as u16, text),
         }
     }
 }
@@ -183,6 +192,8 @@ enum KindName {
     Pong,
     Goodbye,
     Image,
+    Channel,
+    ChannelGone,
 }
 
 impl KindName {
@@ -198,6 +209,8 @@ impl KindName {
             kind::PONG => Self::Pong,
             kind::GOODBYE => Self::Goodbye,
             kind::IMAGE => Self::Image,
+            kind::CHANNEL => Self::Channel,
+            kind::CHANNEL_GONE => Self::ChannelGone,
             unknown => return Err(FetchError::Kind(unknown)),
         })
     }
@@ -214,6 +227,8 @@ impl KindName {
             Self::Pong => "PONG",
             Self::Goodbye => "GOODBYE",
             Self::Image => "IMAGE",
+            Self::Channel => "CHANNEL",
+            Self::ChannelGone => "CHANNEL_GONE",
         }
     }
 
@@ -221,11 +236,12 @@ impl KindName {
         match self {
             Self::Hello => size_of::<wire::Hello>() + MAX_TICKET,
             Self::Welcome => size_of::<wire::Welcome>(),
-            Self::Refused | Self::Error | Self::Goodbye => size_of::<wire::Reason>() + MAX_TEXT,
+            Self::Refused | Self::Error | Self::Goodbye | Self::ChannelGone => size_of::<wire::Reason>() + MAX_TEXT,
             Self::Request => MAX_RANGES * size_of::<wire::Range>(),
             Self::Pages => MAX_MESSAGE - HEADER,
             Self::Ping | Self::Pong => 0,
             Self::Image => LocalImage::MAX_BODY,
+            Self::Channel => size_of::<wire::Channel>(),
         }
     }
 }
@@ -277,6 +293,14 @@ fn decode_body<'a>(kind: KindName, header: &wire::Header, body: &'a [u8]) -> Res
             Message::Goodbye(GoodbyeReason::of(code).ok_or_else(|| field("reason", code.into()))?, text)
         }
         KindName::Image => Message::Image(LocalImage::decode(body)?),
+        KindName::Channel => {
+            let body = wire::Channel::read_from_bytes(body).map_err(|_| bad_length())?;
+            Message::Channel(ChannelOffer::decode(&body)?)
+        }
+        KindName::ChannelGone => {
+            let (code, text) = decode_reason(body).ok_or_else(bad_length)?;
+            Message::ChannelGone(ChannelGoneReason::of(code).ok_or_else(|| field("reason", code.into()))?, text)
+        }
     })
 }
 
@@ -301,7 +325,8 @@ fn decode_request<'a>(header: &wire::Header, body: &'a [u8]) -> Result<Request<'
         tag => tag,
     };
     let class = if header.flags & flag::BULK != 0 { Class::Bulk } else { Class::Demand };
-    Ok(Request { tag, class, ranges })
+    let delivery = if header.flags & flag::MULTICAST != 0 { Delivery::Multicast } else { Delivery::Unicast };
+    Ok(Request { tag, class, delivery, ranges })
 }
 
 fn decode_run<'a>(header: &wire::Header, body: &'a [u8]) -> Result<PageRun<'a>, FetchError> {

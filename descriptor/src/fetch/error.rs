@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use thiserror::Error;
 
 use super::Version;
@@ -49,6 +51,9 @@ pub enum FetchError {
         /// Its value.
         value: u64,
     },
+    /// A CHANNEL message names a group that is none.
+    #[error("CHANNEL message has {0} as its group, which is not a multicast address")]
+    Group(IpAddr),
     /// The extents of an IMAGE message make no table.
     #[error("IMAGE message: {0}")]
     Extents(#[from] ExtentError),

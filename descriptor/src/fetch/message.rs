@@ -1,11 +1,12 @@
 use std::fmt;
 
+use super::channel::ChannelOffer;
 use super::local::LocalImage;
 use super::wire;
 use crate::{FrameRange, Gfn, ImageId, PageCount};
 
 /// The version that this code speaks.
-pub const VERSION: Version = Version { major: 1, minor: 0 };
+pub const VERSION: Version = Version { major: 1, minor: 1 };
 
 /// Pages in one run: 1 MiB, large enough that a send is bounded by the copy and not by the system call, small enough
 /// that a demand page waits for no more than a fraction of a millisecond behind it.
@@ -47,6 +48,16 @@ pub enum Class {
     Demand,
     /// The page is fetched ahead of need.
     Bulk,
+}
+
+/// Which way an answer comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// Over this connection.
+    #[default]
+    Unicast,
+    /// To the multicast group that CHANNEL named, for every clone at once; nothing of it comes over this connection.
+    Multicast,
 }
 
 /// How the payload of a run is encoded.
@@ -105,6 +116,20 @@ pub enum GoodbyeReason {
     ImageGone = 5,
 }
 
+/// Why the multicast channel has ended for a client, whose session goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum ChannelGoneReason {
+    /// The client takes in so little that it would hold the others up.
+    TooSlow = 1,
+    /// The server gives the channel up.
+    Closed = 2,
+    /// The channel has as many members as it takes.
+    Full = 3,
+    /// Nothing was heard of the client.
+    Silent = 4,
+}
+
 /// What a client opens with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello<'a> {
@@ -147,6 +172,8 @@ pub struct Request<'a> {
     pub tag: Tag,
     /// Whether someone waits.
     pub class: Class,
+    /// Which way the answer is to come.
+    pub delivery: Delivery,
     pub(super) ranges: &'a [wire::Range],
 }
 
@@ -188,6 +215,10 @@ pub enum Message<'a> {
     Goodbye(GoodbyeReason, &'a str),
     /// Where the pages lie in the files attached.
     Image(LocalImage),
+    /// The multicast channel that the client may join.
+    Channel(ChannelOffer),
+    /// The channel has ended for this client, with text for people.
+    ChannelGone(ChannelGoneReason, &'a str),
 }
 
 impl Capabilities {
@@ -195,6 +226,8 @@ impl Capabilities {
     pub const LZ4: Capabilities = Capabilities(1);
     /// The local lane: the image as file descriptors, over a Unix socket.
     pub const LOCAL: Capabilities = Capabilities(2);
+    /// The multicast lane: answers that go to a group.
+    pub const MULTICAST: Capabilities = Capabilities(4);
 
     /// The capabilities of these bits, unknown ones included.
     pub const fn from_bits(bits: u32) -> Self {
@@ -220,6 +253,11 @@ impl Capabilities {
     pub const fn intersection(self, other: Capabilities) -> Self {
         Self(self.0 & other.0)
     }
+
+    /// These without `other`.
+    pub const fn without(self, other: Capabilities) -> Self {
+        Self(self.0 & !other.0)
+    }
 }
 
 impl<'a> Request<'a> {
@@ -235,7 +273,8 @@ impl<'a> Request<'a> {
 /// Reserved bytes, which mean nothing, make no difference.
 impl PartialEq for Request<'_> {
     fn eq(&self, other: &Self) -> bool {
-        (self.tag, self.class) == (other.tag, other.class) && self.ranges().eq(other.ranges())
+        (self.tag, self.class, self.delivery) == (other.tag, other.class, other.delivery)
+            && self.ranges().eq(other.ranges())
     }
 }
 
@@ -279,5 +318,11 @@ impl GoodbyeReason {
         [Self::Done, Self::Draining, Self::Idle, Self::Protocol, Self::ImageGone]
             .into_iter()
             .find(|reason| *reason as u16 == number)
+    }
+}
+
+impl ChannelGoneReason {
+    pub(super) fn of(number: u16) -> Option<Self> {
+        [Self::TooSlow, Self::Closed, Self::Full, Self::Silent].into_iter().find(|reason| *reason as u16 == number)
     }
 }

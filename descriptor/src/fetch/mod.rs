@@ -15,6 +15,10 @@
 //!     │◀───────────────────────────────────────────────────┤   LAST marks the final one
 //!     │   or ERROR {tag, code, text}                       │   the request failed, the session goes on
 //!     │◀───────────────────────────────────────────────────┤
+//!     │   CHANNEL {group, feedback, session, member}       │   once, right after WELCOME, where a multicast channel
+//!     │◀───────────────────────────────────────────────────┤   carries the image; REQUESTs may then be flagged MULTICAST
+//!     │   CHANNEL_GONE {reason, text}                      │   the channel has ended for this client, the session goes on
+//!     │◀───────────────────────────────────────────────────┤
 //!     │ PING ◀─▶ PONG        GOODBYE {reason} ◀─▶          │   from either side
 //! ```
 //!
@@ -23,7 +27,8 @@
 //!
 //! **Versions.** Both sides open with an 8-byte preamble whose layout never changes. Peers must agree on the major version: the
 //! server answers a strange one with its own preamble and closes, so that each side can name both versions. A higher minor
-//! version only adds capabilities, which are used when HELLO offers and WELCOME accepts them.
+//! version only adds capabilities, which are used when HELLO offers and WELCOME accepts them. Minor version 1 added
+//! [`Capabilities::MULTICAST`], CHANNEL, CHANNEL_GONE and the MULTICAST flag of REQUEST.
 //!
 //! **Roles and bounds.** The client bounds its outstanding requests by the limits in WELCOME; a server ends a session that
 //! exceeds them. Frames beyond the image are an ERROR; frames without data (zero, free) come back as runs of zeros without
@@ -31,17 +36,25 @@
 //!
 //! **The local lane.** On a Unix socket a client that offers [`Capabilities::LOCAL`] may get an IMAGE message after WELCOME: the
 //! image's extents, with its files attached as read-only descriptors (`SCM_RIGHTS`), so that it can read pages itself.
+//!
+//! **The multicast lane.** A client that offers [`Capabilities::MULTICAST`], and is not given the local lane, may get a CHANNEL
+//! message after WELCOME. The answer to a REQUEST with the MULTICAST flag ([`Delivery::Multicast`]) goes to the group: nothing follows
+//! over the connection, so such a request counts against no limit, and a client that misses the pages asks again, for this
+//! connection. After CHANNEL_GONE, which may cross with requests, a server answers flagged requests like any others.
 
+mod channel;
 mod codec;
 mod error;
 mod local;
 mod message;
 pub mod wire;
 
+pub use channel::ChannelOffer;
 pub use codec::{MAX_MESSAGE, decode, decode_preamble};
 pub use error::FetchError;
 pub use local::LocalImage;
 pub use message::{
-    Capabilities, Class, Encoding, ErrorCode, GoodbyeReason, Hello, Limits, MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT,
-    MAX_TICKET, Message, PageRun, Preamble, Refusal, Request, Tag, VERSION, Version, Welcome,
+    Capabilities, ChannelGoneReason, Class, Delivery, Encoding, ErrorCode, GoodbyeReason, Hello, Limits,
+    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, PageRun, Preamble, Refusal, Request, Tag, VERSION,
+    Version, Welcome,
 };

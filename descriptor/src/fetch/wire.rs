@@ -49,12 +49,16 @@ pub mod kind {
     pub const PONG: u8 = 8;
     pub const GOODBYE: u8 = 9;
     pub const IMAGE: u8 = 10;
+    pub const CHANNEL: u8 = 11;
+    pub const CHANNEL_GONE: u8 = 12;
 }
 
 /// Flags in a header.
 pub mod flag {
     /// In REQUEST: nobody waits for these pages.
     pub const BULK: u8 = 1;
+    /// In REQUEST: the answer is to go to the multicast group, nothing of it comes here.
+    pub const MULTICAST: u8 = 2;
     /// In PAGES: no further run belongs to this request.
     pub const LAST: u8 = 1;
 }
@@ -91,7 +95,7 @@ pub struct Welcome {
     pub idle_timeout_ms: U32,
 }
 
-/// The fixed part of REFUSED, ERROR and GOODBYE; UTF-8 text for people follows.
+/// The fixed part of REFUSED, ERROR, GOODBYE and CHANNEL_GONE; UTF-8 text for people follows.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Reason {
@@ -157,6 +161,34 @@ pub struct Extent {
     pub reserved: U16,
 }
 
+/// CHANNEL.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Channel {
+    /// The group's address; IPv4 as an IPv4-mapped IPv6 address.
+    pub group: [u8; 16],
+    /// Where feedback goes, in the same form; unspecified: to the address of the server's end of this connection.
+    pub feedback: [u8; 16],
+    /// The group's UDP port.
+    pub port: U16,
+    /// The UDP port that feedback goes to.
+    pub feedback_port: U16,
+    /// Bytes of a block that a datagram carries.
+    pub payload: U16,
+    /// Zero.
+    pub flags: U16,
+    /// Frames that one bit of a report stands for.
+    pub chunk_frames: U32,
+    /// The sender's session.
+    pub session: U64,
+    /// The client's name in its feedback.
+    pub member: U64,
+    /// The number of the next datagram.
+    pub start_seq: U32,
+    /// The numbers of the next block of each class, demand first.
+    pub start_block: [U32; 2],
+}
+
 const _: () = {
     assert!(size_of::<Preamble>() == 8);
     assert!(size_of::<Header>() == 16);
@@ -167,4 +199,5 @@ const _: () = {
     assert!(size_of::<Run>() == 16);
     assert!(size_of::<Image>() == 8);
     assert!(size_of::<Extent>() == 32);
+    assert!(size_of::<Channel>() == 72);
 };

@@ -29,8 +29,7 @@ impl SessionConfig {
 
     /// The same without `capabilities`.
     pub fn without(self, capabilities: Capabilities) -> Self {
-        let bits = self.capabilities.bits() & !capabilities.bits();
-        Self { capabilities: Capabilities::from_bits(bits), ..self }
+        Self { capabilities: self.capabilities.without(capabilities), ..self }
     }
 
     /// True when `ticket` is the right one, or none is needed; takes as long for every wrong one of the same length.

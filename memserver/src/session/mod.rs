@@ -322,7 +322,7 @@ impl Session {
         };
         let mut capabilities = hello.capabilities.intersection(self.config.capabilities);
         if !facts.local {
-            capabilities = Capabilities::from_bits(capabilities.bits() & !Capabilities::LOCAL.bits());
+            capabilities = capabilities.without(Capabilities::LOCAL);
         }
         let (image, limits) = (hello.image, self.config.limits);
         Message::Welcome(Welcome { image, frames: facts.frames, capabilities, limits }).encode(&mut self.control);

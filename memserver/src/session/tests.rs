@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use descriptor::fetch::{Class, MAX_RANGES, Tag, VERSION};
+use descriptor::fetch::{Class, Delivery, MAX_RANGES, Tag, VERSION};
 use descriptor::{FrameRange, Gfn};
 use proptest::prelude::*;
 
@@ -26,7 +26,7 @@ fn hello(image: ImageId, capabilities: Capabilities, ticket: &[u8]) -> Vec<u8> {
 
 fn request(tag: Tag, ranges: &[FrameRange]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    Request::encode(tag, Class::Demand, ranges, &mut bytes);
+    Request::encode(tag, Class::Demand, Delivery::Unicast, ranges, &mut bytes);
     bytes
 }
 
@@ -48,7 +48,7 @@ fn open(change: impl FnOnce(&mut SessionConfig)) -> Session {
 /// The control messages, without the preamble if there is one.
 fn said(session: &mut Session) -> Vec<String> {
     let bytes = std::mem::take(session.control());
-    let mut rest = bytes.strip_prefix(b"SFfe\x01\0\0\0").unwrap_or(&bytes);
+    let mut rest = bytes.strip_prefix(b"SFfe\x01\0\x01\0").unwrap_or(&bytes);
     let mut messages = Vec::new();
     while let Some((message, length)) = decode(rest).unwrap() {
         messages.push(match message {

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use descriptor::fetch::{
-    Capabilities, Class, Encoding, Hello, Limits, Message, Preamble, Request, Tag, decode, decode_preamble,
+    Capabilities, Class, Delivery, Encoding, Hello, Limits, Message, Preamble, Request, Tag, decode, decode_preamble,
 };
 use descriptor::image::{Extent, ExtentTable, ImageFile, ImageIndex};
 use descriptor::memory::{MemoryMap, PageSize, Region, RegionKind};
@@ -215,7 +215,7 @@ impl Client {
     pub fn request(&mut self, class: Class, ranges: &[FrameRange]) -> Tag {
         self.tag += 1;
         let mut bytes = Vec::new();
-        Request::encode(self.tag, class, ranges, &mut bytes);
+        Request::encode(self.tag, class, Delivery::Unicast, ranges, &mut bytes);
         self.send(&bytes);
         self.tag
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use descriptor::FrameRange;
 use descriptor::fetch::{
-    Capabilities, Class, Encoding, ErrorCode, Hello, Limits, LocalImage, Message, PageRun, Preamble, Request, Tag,
-    Welcome, decode, decode_preamble,
+    Capabilities, Class, Delivery, Encoding, ErrorCode, Hello, Limits, LocalImage, Message, PageRun, Preamble, Request,
+    Tag, Welcome, decode, decode_preamble,
 };
 
 use super::inbox::Inbox;
@@ -119,7 +119,7 @@ impl Connection {
 
     /// Queues a request; [`Connection::flush`] sends it.
     pub(super) fn request(&mut self, tag: Tag, class: Class, ranges: &[FrameRange]) {
-        Request::encode(tag, class, ranges, &mut self.outbox);
+        Request::encode(tag, class, Delivery::Unicast, ranges, &mut self.outbox);
     }
 
     /// Goes on with connecting, and sends what is queued.
@@ -305,6 +305,8 @@ fn name(message: &Message<'_>) -> &'static str {
         Message::Pong => "PONG",
         Message::Goodbye(..) => "GOODBYE",
         Message::Image(_) => "IMAGE",
+        Message::Channel(_) => "CHANNEL",
+        Message::ChannelGone(..) => "CHANNEL_GONE",
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use descriptor::fetch::{Capabilities, Class, Hello, Limits, Message, Preamble, Request, decode, decode_preamble};
+use descriptor::fetch::{
+    Capabilities, Class, Delivery, Hello, Limits, Message, Preamble, Request, decode, decode_preamble,
+};
 use descriptor::{FrameRange, Gfn, PageCount};
 use memserver::schedule::{Content, Layout, Schedule};
 use memserver::session::{Event, ImageFacts, Session, SessionConfig};
@@ -95,7 +97,7 @@ fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
             Operation::Request { tag, bulk, start, count } => {
                 let class = if bulk { Class::Bulk } else { Class::Demand };
                 let range = FrameRange::new(Gfn::new(start.into()), PageCount::new(u64::from(count) + 1));
-                Request::encode(u64::from(tag) + 1, class, &[range], &mut pending);
+                Request::encode(u64::from(tag) + 1, class, Delivery::Unicast, &[range], &mut pending);
             }
             Operation::Ping => Message::Ping.encode(&mut pending),
             Operation::Goodbye => {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use descriptor::fetch::{
-    Capabilities, Encoding, GoodbyeReason, Hello, Message, PageRun, Preamble, Refusal, Request, decode, decode_preamble,
+    Capabilities, Delivery, Encoding, GoodbyeReason, Hello, Message, PageRun, Preamble, Refusal, Request, decode,
+    decode_preamble,
 };
 use descriptor::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 use memtap::pager::{Failure, Input, Output, Pager, PagerConfig, Wanted};
@@ -132,7 +133,7 @@ impl Shell {
             match output {
                 Output::Request { tag, class, ranges } => {
                     let mut bytes = Vec::new();
-                    Request::encode(tag, class, &ranges, &mut bytes);
+                    Request::encode(tag, class, Delivery::Unicast, &ranges, &mut bytes);
                     self.outbox.push(bytes);
                 }
                 Output::InstallZeros { range } => {

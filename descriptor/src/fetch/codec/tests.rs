@@ -22,12 +22,17 @@ fn hello() -> Message<'static> {
 fn golden_preamble() {
     let mut out = Vec::new();
     Preamble.encode(&mut out);
-    assert_eq!(out, b"SFfe\x01\0\0\0");
+    assert_eq!(out, b"SFfe\x01\0\x01\0");
     assert_eq!(decode_preamble(&out), Ok(Some((VERSION, 8))));
     assert_eq!(decode_preamble(&out[..7]), Ok(None));
     assert_eq!(decode_preamble(b"GET / HT"), Err(FetchError::Magic(*b"GET ")));
+    assert_eq!(
+        decode_preamble(b"SFfe\x01\0\0\0"),
+        Ok(Some((Version { major: 1, minor: 0 }, 8))),
+        "minor 0 goes on working"
+    );
     let error = decode_preamble(b"SFfe\x02\0\x05\0").unwrap_err().to_string();
-    assert_eq!(error, "peer speaks version 2.5 of the fetch protocol, this side 1.0: install matching releases");
+    assert_eq!(error, "peer speaks version 2.5 of the fetch protocol, this side 1.1: install matching releases");
 }
 
 #[test]
@@ -53,12 +58,17 @@ fn golden_welcome() {
 #[test]
 fn golden_request() {
     let mut out = Vec::new();
-    Request::encode(7, Class::Bulk, &[range(0x1234, 5)], &mut out);
+    Request::encode(7, Class::Bulk, Delivery::Unicast, &[range(0x1234, 5)], &mut out);
     let expected = b"\x04\x01\0\0\x10\0\0\0\x07\0\0\0\0\0\0\0\x34\x12\0\0\0\0\0\0\x05\0\0\0\0\0\0\0";
     assert_eq!(out, expected);
     let Ok(Some((Message::Request(request), 32))) = decode(&out) else { panic!("{:?}", decode(&out)) };
-    assert_eq!((request.tag, request.class), (7, Class::Bulk));
+    assert_eq!((request.tag, request.class, request.delivery), (7, Class::Bulk, Delivery::Unicast));
     assert_eq!(request.ranges().collect::<Vec<_>>(), [range(0x1234, 5)]);
+    out.clear();
+    Request::encode(7, Class::Demand, Delivery::Multicast, &[range(0x1234, 5)], &mut out);
+    assert_eq!((out[1], &out[2..]), (2, &expected[2..]));
+    let Ok(Some((Message::Request(request), 32))) = decode(&out) else { panic!("{:?}", decode(&out)) };
+    assert_eq!((request.class, request.delivery), (Class::Demand, Delivery::Multicast));
 }
 
 #[test]
@@ -67,6 +77,51 @@ fn golden_pages() {
     let expected = b"\x05\x01\0\0\x10\0\0\0\x09\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\xe8\x03\0\0\x01\0\0\0";
     assert_eq!(encoded(&Message::Pages(zero)), expected);
     assert_eq!(decode(expected), Ok(Some((Message::Pages(zero), 32))));
+}
+
+fn channel() -> ChannelOffer {
+    ChannelOffer {
+        group: "239.1.2.3:7071".parse().unwrap(),
+        feedback: None,
+        feedback_port: 0x1234,
+        payload: 1448,
+        chunk_frames: PageCount::new(256),
+        session: 0x0102_0304_0506_0708,
+        member: 0x1112_1314_1516_1718,
+        start_seq: 0xffff_fffe,
+        start_block: [3, 0x0400_0000],
+    }
+}
+
+#[test]
+fn golden_channel() {
+    let offer = Message::Channel(channel());
+    let expected = b"\x0b\0\0\0\x48\0\0\0\0\0\0\0\0\0\0\0\
+        \0\0\0\0\0\0\0\0\0\0\xff\xff\xef\x01\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
+        \x9f\x1b\x34\x12\xa8\x05\0\0\0\x01\0\0\x08\x07\x06\x05\x04\x03\x02\x01\
+        \x18\x17\x16\x15\x14\x13\x12\x11\xfe\xff\xff\xff\x03\0\0\0\0\0\0\x04";
+    assert_eq!(encoded(&offer), expected);
+    assert_eq!(decode(expected), Ok(Some((offer, expected.len()))));
+    let gone = Message::ChannelGone(ChannelGoneReason::TooSlow, "slow");
+    let expected = b"\x0c\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0slow";
+    assert_eq!(encoded(&gone), expected);
+    assert_eq!(decode(expected), Ok(Some((gone, expected.len()))));
+}
+
+#[test]
+fn a_channel_that_cannot_be_is_refused() {
+    let bytes = encoded(&Message::Channel(channel()));
+    let broken = |at: usize, values: &[u8]| {
+        let mut bytes = bytes.clone();
+        bytes[at..at + values.len()].copy_from_slice(values);
+        decode(&bytes).unwrap_err().to_string()
+    };
+    assert_eq!(broken(28, &[10]), "CHANNEL message has 10.1.2.3 as its group, which is not a multicast address");
+    assert_eq!(broken(48, &[0, 0]), "CHANNEL message has 0 as its port");
+    assert_eq!(broken(50, &[0, 0]), "CHANNEL message has 0 as its port");
+    assert_eq!(broken(52, &[0xff, 1]), "CHANNEL message has 511 as its payload");
+    assert_eq!(broken(56, &[3]), "CHANNEL message has 259 as its chunk size");
+    assert_eq!(broken(4, &[71]), "CHANNEL message with a body of 71 bytes does not add up");
 }
 
 #[test]
@@ -83,6 +138,14 @@ fn every_message_comes_back() {
         Message::Ping,
         Message::Pong,
         Message::Goodbye(GoodbyeReason::Draining, "bye"),
+        Message::Channel(channel()),
+        Message::Channel(ChannelOffer {
+            group: "[ff15::1]:9".parse().unwrap(),
+            feedback: Some("fe80::1".parse().unwrap()),
+            ..channel()
+        }),
+        Message::Channel(ChannelOffer { feedback: Some("10.0.0.1".parse().unwrap()), ..channel() }),
+        Message::ChannelGone(ChannelGoneReason::Closed, "the image is no longer served"),
         Message::Image(LocalImage { files: 2, extents: vec![extent] }),
     ];
     for message in messages {
@@ -97,7 +160,7 @@ fn every_message_comes_back() {
 #[test]
 fn malformed_messages_name_their_fault() {
     let mut request = Vec::new();
-    Request::encode(7, Class::Demand, &[range(1, 1)], &mut request);
+    Request::encode(7, Class::Demand, Delivery::Unicast, &[range(1, 1)], &mut request);
     let broken = |at: usize, value: u8| {
         let mut bytes = request.clone();
         bytes[at] = value;
@@ -121,7 +184,7 @@ fn long_texts_are_cut_at_a_character() {
 
 proptest! {
     #[test]
-    fn foreign_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..12u8, body in 0..200u32) {
+    fn foreign_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..14u8, body in 0..200u32) {
         if bytes.len() >= 8 {
             bytes[0] = kind;
             bytes[4..8].copy_from_slice(&body.to_le_bytes());
