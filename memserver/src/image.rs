@@ -140,7 +140,8 @@ impl ServedImage {
     pub fn facts(&self) -> ImageFacts {
         let fits = self.extents.extents().len() <= LocalImage::MAX_EXTENTS
             && (1..=usize::from(LocalImage::MAX_FILES)).contains(&self.files.len());
-        ImageFacts { frames: self.frames, local: fits }
+        // Datagrams name frames by 32 bits.
+        ImageFacts { frames: self.frames, local: fits, multicast: u32::try_from(self.frames.get()).is_ok() }
     }
 
     /// The IMAGE message, and the files that go with it.

@@ -15,7 +15,7 @@
 //!     │◀───────────────────────────────────────────────────┤   LAST marks the final one
 //!     │   or ERROR {tag, code, text}                       │   the request failed, the session goes on
 //!     │◀───────────────────────────────────────────────────┤
-//!     │   CHANNEL {group, feedback, session, member}       │   once, right after WELCOME, where a multicast channel
+//!     │   CHANNEL {group, feedback, session, member}       │   once, soon after WELCOME, where a multicast channel
 //!     │◀───────────────────────────────────────────────────┤   carries the image; REQUESTs may then be flagged MULTICAST
 //!     │   CHANNEL_GONE {reason, text}                      │   the channel has ended for this client, the session goes on
 //!     │◀───────────────────────────────────────────────────┤
@@ -38,9 +38,10 @@
 //! image's extents, with its files attached as read-only descriptors (`SCM_RIGHTS`), so that it can read pages itself.
 //!
 //! **The multicast lane.** A client that offers [`Capabilities::MULTICAST`], and is not given the local lane, may get a CHANNEL
-//! message after WELCOME. The answer to a REQUEST with the MULTICAST flag ([`Delivery::Multicast`]) goes to the group: nothing follows
-//! over the connection, so such a request counts against no limit, and a client that misses the pages asks again, for this
-//! connection. After CHANNEL_GONE, which may cross with requests, a server answers flagged requests like any others.
+//! message some time after WELCOME, or CHANNEL_GONE where the channel is full. The answer to a REQUEST with the MULTICAST flag
+//! ([`Delivery::Multicast`]) goes to the group: nothing follows over the connection, so such a request counts as answered at once,
+//! and a client that misses the pages asks again, without the flag. A server whose channel is not there (CHANNEL_GONE may cross
+//! with requests) answers flagged requests like any others.
 
 mod channel;
 mod codec;

@@ -364,6 +364,8 @@ impl Ring {
                     self.handle().stats.classes[class_index(answer.class())].requests.add(1);
                     self.schedule.push(key.slot as usize, answer);
                 }
+                // No channel is offered yet.
+                Event::Multicast { .. } => {}
                 Event::Finish => {
                     self.schedule.clear(key.slot as usize);
                     if let Some(connection) = self.connection(key).filter(|c| c.stage == Stage::Open) {

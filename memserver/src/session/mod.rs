@@ -8,6 +8,10 @@
 //! A shell feeds what the socket gave ([`Session::receive`]), takes events out ([`Session::poll`]) and sends the control
 //! bytes ([`Session::control`]) between two answers. Requests come out as [`Event::Request`]; which of them is answered next
 //! is the business of [`crate::schedule`], and the bytes of pages pass neither of the two.
+//!
+//! A client that took the multicast capability up may be offered a channel ([`Session::offer_channel`]). From then on, and until
+//! it is told that the channel has gone ([`Session::channel_gone`]), what it asks to be multicast comes out as
+//! [`Event::Multicast`], and the session owes nothing for it.
 
 mod config;
 #[cfg(test)]
@@ -18,10 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use descriptor::fetch::{
-    Capabilities, ErrorCode, FetchError, GoodbyeReason, Hello, Message, Preamble, Refusal, Request, Welcome, decode,
-    decode_preamble, wire,
+    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, ErrorCode, FetchError, GoodbyeReason, Hello,
+    Message, Preamble, Refusal, Request, Welcome, decode, decode_preamble, wire,
 };
-use descriptor::{ImageId, PageCount};
+use descriptor::{FrameRange, ImageId, PageCount};
 
 pub use config::SessionConfig;
 
@@ -42,13 +46,16 @@ pub struct ImageFacts {
     pub frames: PageCount,
     /// Its files may be handed to a client of the same host.
     pub local: bool,
+    /// It can have a multicast channel.
+    pub multicast: bool,
 }
 
 /// Something for the shell to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The handshake succeeded. With [`Capabilities::LOCAL`] among the capabilities, the IMAGE message is to follow the
-    /// control bytes of this moment.
+    /// control bytes of this moment. With [`Capabilities::MULTICAST`], [`Session::offer_channel`] or
+    /// [`Session::channel_gone`] is due some time.
     Welcomed {
         /// The image.
         image: ImageId,
@@ -57,6 +64,13 @@ pub enum Event {
     },
     /// Pages to be sent; [`Session::answered`] is due when they were.
     Request(Answer),
+    /// Frames to be sent to the channel's group; nothing more is due for them.
+    Multicast {
+        /// Whether someone waits.
+        class: Class,
+        /// The frames.
+        ranges: Vec<FrameRange>,
+    },
     /// Unsent answers are to be forgotten and no more bytes fed; when the control bytes are out, the sending direction is
     /// to be shut. What the client still sends is to be read and thrown away.
     Finish,
@@ -95,6 +109,18 @@ pub struct Session {
     /// When set, the next HELLO is refused for this reason.
     refusal: Option<Refusal>,
     refused: Option<Refusal>,
+    channel: Membership,
+}
+
+/// What the client is to the multicast channel of its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Membership {
+    /// Nothing: there is none, or it did not ask, or it has gone.
+    None,
+    /// It waits for CHANNEL.
+    Waiting,
+    /// It was told of the channel.
+    Member,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +149,7 @@ impl Session {
             sending: None,
             refusal: None,
             refused: None,
+            channel: Membership::None,
         }
     }
 
@@ -197,6 +224,24 @@ impl Session {
             Message::Error(tag, ErrorCode::ImageGone, "the image is no longer served").encode(&mut self.control);
         }
         self.goodbye(now, GoodbyeReason::ImageGone, "the image is no longer served");
+    }
+
+    /// Tells the client of the channel, if it still waits to be told; true if so.
+    pub fn offer_channel(&mut self, offer: ChannelOffer) -> bool {
+        let waits = self.is_serving() && self.channel == Membership::Waiting;
+        if waits {
+            self.channel = Membership::Member;
+            self.push_control(&Message::Channel(offer));
+        }
+        waits
+    }
+
+    /// Tells a client that has or awaits a channel that there is none for it any more.
+    pub fn channel_gone(&mut self, reason: ChannelGoneReason, text: &str) {
+        if self.is_serving() && self.channel != Membership::None {
+            self.push_control(&Message::ChannelGone(reason, Message::text(text)));
+        }
+        self.channel = Membership::None;
     }
 
     /// When [`Session::handle_timeout`] is due next; it may be later by then, but never earlier than told.
@@ -324,6 +369,13 @@ impl Session {
         if !facts.local {
             capabilities = capabilities.without(Capabilities::LOCAL);
         }
+        // Whoever has the image at hand needs nobody to send it.
+        if !facts.multicast || capabilities.contains(Capabilities::LOCAL) {
+            capabilities = capabilities.without(Capabilities::MULTICAST);
+        }
+        if capabilities.contains(Capabilities::MULTICAST) {
+            self.channel = Membership::Waiting;
+        }
         let (image, limits) = (hello.image, self.config.limits);
         Message::Welcome(Welcome { image, frames: facts.frames, capabilities, limits }).encode(&mut self.control);
         self.phase = Phase::Serving { frames: facts.frames };
@@ -339,7 +391,10 @@ impl Session {
         };
         let limits = self.config.limits;
         let pages: u64 = request.ranges().map(|range| range.count().get()).sum();
-        if self.requests >= limits.max_requests || self.pages.saturating_add(pages) > limits.max_pages.into() {
+        let multicast = request.delivery == Delivery::Multicast && self.channel == Membership::Member;
+        // What is multicast counts as answered at once.
+        let (requests_before, pages_before) = if multicast { (0, 0) } else { (self.requests, self.pages) };
+        if requests_before >= limits.max_requests || pages_before.saturating_add(pages) > limits.max_pages.into() {
             let text = format!(
                 "more than {} requests or {} pages asked for at one time",
                 limits.max_requests, limits.max_pages
@@ -350,9 +405,12 @@ impl Session {
             let text = format!("frames {range} reach beyond the {frames} frames of the image");
             return self.push_control(&Message::Error(request.tag, ErrorCode::OutOfRange, &text));
         }
+        let ranges = request.ranges().collect();
+        if multicast {
+            return self.events.push_back(Event::Multicast { class: request.class, ranges });
+        }
         self.requests += 1;
         self.pages += pages;
-        let ranges = request.ranges().collect();
         self.events.push_back(Event::Request(Answer::new(request.tag, request.class, ranges, now)));
     }
 
@@ -395,7 +453,8 @@ impl Session {
     fn finish(&mut self, now: Duration) {
         self.partial = Vec::new();
         self.phase = Phase::Closing { deadline: now + self.config.linger };
-        self.events.retain(|event| !matches!(event, Event::Request(_)));
+        self.events.retain(|event| !matches!(event, Event::Request(_) | Event::Multicast { .. }));
+        self.channel = Membership::None;
         self.events.push_back(Event::Finish);
     }
 

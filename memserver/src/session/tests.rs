@@ -10,7 +10,7 @@ const IMAGE: ImageId = ImageId::from_bytes([7; 16]);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn find(image: ImageId) -> Option<ImageFacts> {
-    (image == IMAGE).then_some(ImageFacts { frames: PageCount::new(1000), local: true })
+    (image == IMAGE).then_some(ImageFacts { frames: PageCount::new(1000), local: true, multicast: true })
 }
 
 fn range(start: u64, count: u64) -> FrameRange {
@@ -28,6 +28,26 @@ fn request(tag: Tag, ranges: &[FrameRange]) -> Vec<u8> {
     let mut bytes = Vec::new();
     Request::encode(tag, Class::Demand, Delivery::Unicast, ranges, &mut bytes);
     bytes
+}
+
+fn multicast_request(tag: Tag, ranges: &[FrameRange]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Request::encode(tag, Class::Demand, Delivery::Multicast, ranges, &mut bytes);
+    bytes
+}
+
+fn offer() -> ChannelOffer {
+    ChannelOffer {
+        group: "239.1.2.3:7071".parse().unwrap(),
+        feedback: None,
+        feedback_port: 4321,
+        payload: 1448,
+        chunk_frames: PageCount::new(256),
+        session: 1,
+        member: 2,
+        start_seq: 3,
+        start_block: [4, 5],
+    }
 }
 
 fn session(change: impl FnOnce(&mut SessionConfig)) -> Session {
@@ -205,6 +225,74 @@ fn handshakes_and_sends_have_their_time() {
 }
 
 #[test]
+fn a_channel_takes_what_is_to_be_multicast() {
+    let mut session = session(|config| {
+        config.capabilities = Capabilities::MULTICAST;
+        (config.limits.max_requests, config.limits.max_pages) = (1, 10);
+    });
+    session.receive(Duration::ZERO, &hello(IMAGE, Capabilities::MULTICAST, b""), &find);
+    assert_eq!(session.poll(), Some(Event::Welcomed { image: IMAGE, capabilities: Capabilities::MULTICAST }));
+    assert_eq!(said(&mut session), ["welcome Capabilities(4)"]);
+    // Before CHANNEL it is a request like any other.
+    session.receive(Duration::ZERO, &multicast_request(1, &[range(0, 8)]), &find);
+    assert!(matches!(session.poll(), Some(Event::Request(answer)) if answer.tag() == 1));
+    assert!(session.offer_channel(offer()));
+    assert!(!session.offer_channel(offer()), "once");
+    assert!(said(&mut session)[0].starts_with("channel(channeloffer"));
+    // Beside a full load of unicast requests, and as often as it likes.
+    for tag in 2..20 {
+        session.receive(Duration::ZERO, &multicast_request(tag, &[range(8, 4), range(20, 6)]), &find);
+        let ranges = vec![range(8, 4), range(20, 6)];
+        assert_eq!(session.poll(), Some(Event::Multicast { class: Class::Demand, ranges }));
+    }
+    session.receive(Duration::ZERO, &multicast_request(20, &[range(999, 2)]), &find);
+    assert_eq!(said(&mut session), ["error 20 OutOfRange"]);
+    session.answered(Duration::ZERO, 8, true);
+    session.channel_gone(ChannelGoneReason::TooSlow, "slow");
+    session.channel_gone(ChannelGoneReason::Closed, "once");
+    assert_eq!(said(&mut session), ["channelgone(tooslow, \"slow\")"]);
+    session.receive(Duration::ZERO, &multicast_request(21, &[range(8, 4)]), &find);
+    assert!(matches!(session.poll(), Some(Event::Request(answer)) if answer.tag() == 21));
+    session.receive(Duration::ZERO, &multicast_request(22, &[range(8, 4)]), &find);
+    assert_eq!(said(&mut session), ["goodbye Protocol"], "the limits hold again");
+}
+
+#[test]
+fn no_request_to_a_channel_is_larger_than_the_limit() {
+    let mut session = session(|config| {
+        config.capabilities = Capabilities::MULTICAST;
+        config.limits.max_pages = 10;
+    });
+    session.receive(Duration::ZERO, &hello(IMAGE, Capabilities::MULTICAST, b""), &find);
+    session.offer_channel(offer());
+    session.control().clear();
+    session.receive(Duration::ZERO, &multicast_request(1, &[range(0, 11)]), &find);
+    assert_eq!(said(&mut session), ["goodbye Protocol"]);
+    assert!(!session.offer_channel(offer()));
+}
+
+#[test]
+fn a_channel_is_for_those_who_ask_and_have_not_the_image_itself() {
+    let all = Capabilities::LOCAL.union(Capabilities::MULTICAST);
+    let without = |_| Some(ImageFacts { frames: PageCount::new(1000), local: false, multicast: false });
+    for (offered, taken, find, expected) in [
+        (Capabilities::default(), all, &find as &dyn Fn(ImageId) -> _, "welcome Capabilities(0)"),
+        (all, all, &find, "welcome Capabilities(2)"),
+        (all, Capabilities::MULTICAST, &find, "welcome Capabilities(4)"),
+        (all, Capabilities::LZ4, &find, "welcome Capabilities(0)"),
+        (all, all, &without, "welcome Capabilities(0)"),
+    ] {
+        let mut session = session(|config| config.capabilities = taken);
+        session.receive(Duration::ZERO, &hello(IMAGE, offered, b""), find);
+        assert_eq!(said(&mut session), [expected]);
+        let multicast = expected.contains('4');
+        assert_eq!(session.offer_channel(offer()), multicast);
+        session.channel_gone(ChannelGoneReason::Closed, "");
+        assert_eq!(said(&mut session).len(), if multicast { 2 } else { 0 });
+    }
+}
+
+#[test]
 fn draining_finishes_what_was_asked_for() {
     let mut session = open(|_| {});
     session.receive(Duration::ZERO, &request(1, &[range(0, 8)]), &find);
@@ -230,6 +318,9 @@ enum Operation {
     Bytes(Vec<u8>),
     Hello,
     Request(u8, u16),
+    Multicast(u8, u16),
+    Offer,
+    ChannelGone,
     Wait(u16),
     Answer,
     Drain,
@@ -240,6 +331,9 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Operation::Bytes),
         2 => Just(Operation::Hello),
         6 => (1..5u8, 1..400u16).prop_map(|(tag, pages)| Operation::Request(tag, pages)),
+        3 => (1..5u8, 1..400u16).prop_map(|(tag, pages)| Operation::Multicast(tag, pages)),
+        1 => Just(Operation::Offer),
+        1 => Just(Operation::ChannelGone),
         2 => (0..20_000u16).prop_map(Operation::Wait),
         3 => Just(Operation::Answer),
         1 => Just(Operation::Drain),
@@ -250,15 +344,27 @@ proptest! {
     /// Whatever comes, what is owed stays within the limits, and the last event is the last.
     #[test]
     fn bounds_hold_in_any_order(operations in prop::collection::vec(operation(), 0..60)) {
-        let mut session = session(|config| (config.limits.max_requests, config.limits.max_pages) = (4, 1000));
+        let mut session = session(|config| {
+            (config.limits.max_requests, config.limits.max_pages) = (4, 1000);
+            config.capabilities = Capabilities::MULTICAST;
+        });
+        let mut member = false;
         let (mut now, mut owed) = (Duration::ZERO, VecDeque::new());
         let (mut finished, mut aborted) = (false, false);
         for operation in operations {
             match operation {
                 Operation::Bytes(bytes) => session.receive(now, &bytes, &find),
-                Operation::Hello => session.receive(now, &hello(IMAGE, Capabilities::LZ4, b""), &find),
+                Operation::Hello => session.receive(now, &hello(IMAGE, Capabilities::MULTICAST, b""), &find),
                 Operation::Request(tag, pages) => {
                     session.receive(now, &request(tag.into(), &[range(0, pages.into())]), &find);
+                }
+                Operation::Multicast(tag, pages) => {
+                    session.receive(now, &multicast_request(tag.into(), &[range(0, pages.into())]), &find);
+                }
+                Operation::Offer => member |= session.offer_channel(offer()),
+                Operation::ChannelGone => {
+                    session.channel_gone(ChannelGoneReason::Silent, "");
+                    member = false;
                 }
                 Operation::Wait(ms) => {
                     now += Duration::from_millis(ms.into());
@@ -281,6 +387,7 @@ proptest! {
                         owed.push_back(1);
                         prop_assert!(owed.len() <= 4);
                     }
+                    Event::Multicast { .. } => prop_assert!(member && !finished),
                     Event::Finish => finished = true,
                     Event::Abort(_) => aborted = true,
                     Event::Welcomed { .. } => prop_assert!(!finished),

@@ -1,12 +1,14 @@
 //! A client of the page server that sends anything: what fuzzing and property tests share.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use descriptor::fetch::{
-    Capabilities, Class, Delivery, Hello, Limits, Message, Preamble, Request, decode, decode_preamble,
+    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Hello, Limits, Message, Preamble, Request, decode,
+    decode_preamble,
 };
 use descriptor::{FrameRange, Gfn, PageCount};
 use memserver::schedule::{Content, Layout, Schedule};
@@ -19,6 +21,19 @@ const FRAMES: u64 = 1000;
 
 /// What the session allows, little enough to be exceeded soon.
 const LIMITS: Limits = Limits { max_requests: 4, max_pages: 600, idle_timeout_ms: 1000 };
+
+/// A channel as a server offers it.
+const OFFER: ChannelOffer = ChannelOffer {
+    group: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 1, 2, 3)), 7071),
+    feedback: None,
+    feedback_port: 4321,
+    payload: 1448,
+    chunk_frames: PageCount::new(256),
+    session: 1,
+    member: 2,
+    start_seq: 3,
+    start_block: [4, 5],
+};
 
 /// Operations of one run.
 const MAX_OPERATIONS: usize = 200;
@@ -33,6 +48,7 @@ enum Operation<'a> {
     Request {
         tag: u8,
         bulk: bool,
+        multicast: bool,
         start: u16,
         count: u16,
     },
@@ -49,6 +65,8 @@ enum Operation<'a> {
     },
     Drain,
     ImageGone,
+    OfferChannel,
+    ChannelGone,
 }
 
 /// Frames of the image are zero in every other block of eight.
@@ -73,14 +91,16 @@ pub fn run(bytes: &[u8]) {
 
 fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
     let ticket = Some(b"secret".to_vec());
-    let config = SessionConfig { ticket, limits: LIMITS, ..SessionConfig::default() };
+    let config =
+        SessionConfig { ticket, limits: LIMITS, capabilities: Capabilities::MULTICAST, ..SessionConfig::default() };
     let mut now = Duration::ZERO;
     let mut session = Session::new(now, Arc::new(config));
     let mut schedule = Schedule::default();
     let mut owed: BTreeMap<u64, u64> = BTreeMap::new();
     let mut sent = Vec::new();
+    let mut member = false;
     let mut pending = Vec::new();
-    let facts = ImageFacts { frames: PageCount::new(FRAMES), local: false };
+    let facts = ImageFacts { frames: PageCount::new(FRAMES), local: false, multicast: true };
     for _ in 0..MAX_OPERATIONS {
         if u.is_empty() {
             break;
@@ -94,10 +114,11 @@ fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
                 let capabilities = Capabilities::from_bits(u.arbitrary()?);
                 Message::Hello(Hello { image, capabilities, ticket }).encode(&mut pending);
             }
-            Operation::Request { tag, bulk, start, count } => {
+            Operation::Request { tag, bulk, multicast, start, count } => {
+                let delivery = if multicast { Delivery::Multicast } else { Delivery::Unicast };
                 let class = if bulk { Class::Bulk } else { Class::Demand };
                 let range = FrameRange::new(Gfn::new(start.into()), PageCount::new(u64::from(count) + 1));
-                Request::encode(u64::from(tag) + 1, class, Delivery::Unicast, &[range], &mut pending);
+                Request::encode(u64::from(tag) + 1, class, delivery, &[range], &mut pending);
             }
             Operation::Ping => Message::Ping.encode(&mut pending),
             Operation::Goodbye => {
@@ -112,12 +133,17 @@ fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
             }
             Operation::Drain => session.drain(now),
             Operation::ImageGone => session.image_gone(now, owed.keys().copied()),
+            Operation::OfferChannel => member |= session.offer_channel(OFFER),
+            Operation::ChannelGone => {
+                session.channel_gone(ChannelGoneReason::TooSlow, "too slow");
+                member = false;
+            }
         }
         let at = cut.map_or(pending.len(), |at| at.min(pending.len()));
         let tail = pending.split_off(at);
         session.receive(now, &pending, &|image| (image == IMAGE).then_some(facts));
         pending = tail;
-        if !take_events(&mut session, &mut schedule, &mut owed) {
+        if !take_events(&mut session, &mut schedule, &mut owed, member) {
             return Ok(());
         }
     }
@@ -130,7 +156,7 @@ fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
 }
 
 /// Takes note of what the session wants; false when the connection is to be closed.
-fn take_events(session: &mut Session, schedule: &mut Schedule, owed: &mut BTreeMap<u64, u64>) -> bool {
+fn take_events(session: &mut Session, schedule: &mut Schedule, owed: &mut BTreeMap<u64, u64>, member: bool) -> bool {
     while let Some(event) = session.poll() {
         match event {
             Event::Welcomed { image, .. } => assert_eq!(image, IMAGE),
@@ -138,6 +164,10 @@ fn take_events(session: &mut Session, schedule: &mut Schedule, owed: &mut BTreeM
                 assert!(session.is_serving(), "a request is taken before the handshake or after the end");
                 *owed.entry(answer.tag()).or_default() += 1;
                 schedule.push(0, answer);
+            }
+            Event::Multicast { ranges, .. } => {
+                assert!(member && session.is_serving(), "pages are multicast for a client that has no channel");
+                assert!(ranges.iter().all(|range| range.end().index() <= FRAMES), "{ranges:?} are multicast");
             }
             Event::Finish => {
                 schedule.clear(0);

@@ -74,7 +74,7 @@ impl Server {
         let Some(session) = self.sessions.get_mut(&index) else {
             return;
         };
-        let facts = ImageFacts { frames: self.image.memory.universe(), local: false };
+        let facts = ImageFacts { frames: self.image.memory.universe(), local: false, multicast: true };
         session.receive(now, bytes, &|image| (image == IMAGE).then_some(facts));
         obey(index, session, &mut self.schedule);
     }
@@ -132,6 +132,8 @@ fn obey(index: usize, session: &mut Session, schedule: &mut Schedule) {
         match event {
             Event::Welcomed { .. } => {}
             Event::Request(answer) => schedule.push(index, answer),
+            // No channel is offered here.
+            Event::Multicast { .. } => unreachable!(),
             Event::Finish => drop(schedule.clear(index)),
             Event::Abort(reason) => panic!("the server aborts a session: {reason:?}"),
         }
