@@ -12,12 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use descriptor::fetch::{LocalImage, Message};
-use descriptor::image::{ExtentTable, ImageIndex, Span};
+use descriptor::image::{Content, ExtentTable, ImageIndex, Layout, Span};
 use descriptor::{FrameRange, FrameSet, ImageId, PAGE_SIZE, PageCount};
 use parking_lot::RwLock;
 use thiserror::Error;
 
-use crate::schedule::{Content, Layout};
 use crate::session::ImageFacts;
 use crate::sys::Mapping;
 

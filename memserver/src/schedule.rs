@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use descriptor::fetch::{Class, MAX_PAGES_PER_RUN, Tag};
+use descriptor::image::{Content, Layout};
 use descriptor::{FrameRange, PageCount};
 
 use crate::stats::class_index;
@@ -21,22 +22,6 @@ pub const DEMAND_QUANTUM: u64 = 64;
 
 /// Runs in one send. With a head and a gathered piece per page they stay below the kernel's 1024 pieces.
 pub const MAX_RUNS: usize = 256;
-
-/// Tells which frames have bytes to send.
-pub trait Layout {
-    /// The longest head of `range`, which is not empty, whose frames are either all stored or all zero. A stored one is
-    /// at most `limit` pages long.
-    fn head(&self, range: FrameRange, limit: PageCount) -> (FrameRange, Content);
-}
-
-/// What a run of frames consists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// Pages in the image's files.
-    Stored,
-    /// Nothing but zeros.
-    Zero,
-}
 
 /// A request on its way to being answered.
 #[derive(Clone, Debug, PartialEq, Eq)]

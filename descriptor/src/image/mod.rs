@@ -6,6 +6,7 @@
 
 mod extent;
 mod index;
+mod layout;
 mod reader;
 mod scan;
 pub(crate) mod sparse;
@@ -13,6 +14,7 @@ mod zero;
 
 pub use extent::{Extent, ExtentError, ExtentTable, ExtentTableBuilder, Span};
 pub use index::{ImageFile, ImageIndex};
+pub use layout::{Content, Layout};
 pub use reader::{ImageError, ImageReader};
 pub use scan::zero_frames;
 pub use zero::is_zero;

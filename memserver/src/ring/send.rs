@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use descriptor::PageCount;
 use descriptor::fetch::{Encoding, PageRun};
+use descriptor::image::{Content, Layout};
 
 use super::connection::{Connection, Stage};
 use super::gather::Gather;
 use super::sys::Key;
 use super::{Ring, connection_of};
-use crate::schedule::{Content, Layout, Run};
+use crate::schedule::Run;
 use crate::stats::{CLASSES, RingStats, class_index};
 
 impl Ring {

@@ -10,8 +10,9 @@ use descriptor::fetch::{
     Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Hello, Limits, Message, Preamble, Request, decode,
     decode_preamble,
 };
+use descriptor::image::{Content, Layout};
 use descriptor::{FrameRange, Gfn, PageCount};
-use memserver::schedule::{Content, Layout, Schedule};
+use memserver::schedule::Schedule;
 use memserver::session::{Event, ImageFacts, Session, SessionConfig};
 
 use crate::server::IMAGE;

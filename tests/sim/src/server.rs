@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use descriptor::fetch::{Capabilities, ErrorCode, Limits, Message, Tag};
+use descriptor::image::{Content, Layout};
 use descriptor::{FrameRange, Gfn, ImageId, PageCount};
 use fastrand::Rng;
-use memserver::schedule::{Content, Layout, Run, Schedule};
+use memserver::schedule::{Run, Schedule};
 use memserver::session::{Event, ImageFacts, Session, SessionConfig};
 
 use crate::datagrams::push_run;
