@@ -1,0 +1,1 @@
+//! The receiver and the bytes of incomplete blocks, together: datagrams in, pages out.
