@@ -20,8 +20,9 @@ impl Pager {
                 return Some(Wanted::Install(whole));
             }
             for piece in self.by_granule(cold) {
-                // Only what is asked for is worth a buffer.
-                let asked = |run: &FrameRange| self.requests.unasked(*run).next().is_none();
+                // Only what is asked for, or pushed, is worth a buffer.
+                let pushed = self.takes_pushed(piece);
+                let asked = |run: &FrameRange| pushed || self.requests.unasked(*run).next().is_none();
                 if let Some(run) = self.staging.missing(piece).find(asked) {
                     return Some(Wanted::Stage(run));
                 }

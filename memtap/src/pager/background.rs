@@ -19,7 +19,7 @@ const BULK_BATCH: u64 = 512;
 const BULK_RANGES: usize = 32;
 
 /// Staging buffers beyond which no more bulk is asked for: 64 MiB of them.
-const MAX_STAGED: usize = 32;
+pub(super) const MAX_STAGED: usize = 32;
 
 impl Pager {
     /// What must be there before the clone may run.
@@ -83,12 +83,17 @@ impl Pager {
     }
 
     fn next_bulk(&mut self, now: Duration) -> Option<(Tag, Vec<FrameRange>)> {
-        let room = self.bulk_room();
+        // Also when all staging buffers are taken: what comes again completes one of them.
+        let room = self.requests.bulk_room();
         if room == 0 {
             return None;
         }
-        if let Some(again) = self.requests.next_again(now, room.min(BULK_BATCH)) {
+        if let Some(again) = self.requests.next_again(now, room.min(BULK_BATCH), !self.pushed) {
             return Some(again);
+        }
+        let room = self.bulk_room();
+        if room == 0 {
+            return None;
         }
         let mut asked = Gathered::new(room);
         while !asked.is_full()
@@ -103,21 +108,29 @@ impl Pager {
         if !asked.ranges.is_empty() {
             return self.requests.ask(now, Origin::Prefetch, asked.ranges);
         }
-        if self.phase == Phase::Eager || self.course.rest().is_none() {
-            return None;
+        while self.has_course() {
+            let in_order = self.course.is_in_order();
+            let origin = if in_order { Origin::Prefetch } else { Origin::Hydrate };
+            let mut asked = Gathered::new(room.min(self.pace.allowed(now)));
+            while !asked.is_full()
+                && self.course.is_in_order() == in_order
+                && let Some(run) = self.course.rest()
+            {
+                let end = self.gather(origin, run, &mut asked);
+                self.course.advance(end);
+            }
+            if asked.is_full() || !asked.ranges.is_empty() {
+                self.pace.spend(asked.pages());
+                return self.requests.ask(now, origin, asked.ranges);
+            }
         }
-        let mut asked = Gathered::new(room.min(self.pace.allowed(now)));
+        None
+    }
+
+    /// True when there is something to be asked for that no fault has shown to be needed.
+    pub(super) fn has_course(&mut self) -> bool {
         let in_order = self.course.is_in_order();
-        let origin = if in_order { Origin::Prefetch } else { Origin::Hydrate };
-        while !asked.is_full()
-            && (asked.ranges.is_empty() || self.course.is_in_order() == in_order)
-            && let Some(run) = self.course.rest()
-        {
-            let end = self.gather(origin, run, &mut asked);
-            self.course.advance(end);
-        }
-        self.pace.spend(asked.pages());
-        self.requests.ask(now, origin, asked.ranges)
+        self.phase != Phase::Eager && self.course.rest().is_some() && (in_order || !self.pushed)
     }
 
     pub(super) fn bulk_room(&self) -> u64 {

@@ -76,6 +76,10 @@ impl Pace {
         Self { policy, tokens: 0, counted: now }
     }
 
+    pub(super) fn policy(&self) -> Hydrate {
+        self.policy
+    }
+
     /// The pages that may be asked for now.
     pub(super) fn allowed(&mut self, now: Duration) -> u64 {
         let rate = match self.policy {

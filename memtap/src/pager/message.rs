@@ -37,6 +37,9 @@ pub enum Input {
         /// Why.
         code: ErrorCode,
     },
+    /// Whether the source pushes what the clone [lacks](super::Pager::lacks) by itself. As long as it does, the pager asks for
+    /// nothing in the background; what someone waits for, and what is fetched ahead of that, it asks for as ever.
+    Pushed(bool),
     /// The guest is gone or needs no pager any more. Nothing comes out any more.
     Closed,
 }

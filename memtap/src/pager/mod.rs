@@ -64,6 +64,7 @@ mod latency;
 mod message;
 mod prefetch;
 mod presence;
+mod push;
 mod requests;
 mod rtt;
 mod staging;
@@ -115,6 +116,8 @@ pub struct Pager {
     ahead: VecDeque<FrameRange>,
     /// Pages that someone waits for and that are about to arrive as bulk, and until when that is believed.
     trusted: VecDeque<(Duration, Gfn)>,
+    /// The source pushes the background by itself.
+    pushed: bool,
     needs_zeros: bool,
     patience: Duration,
     down_since: Option<Duration>,
@@ -180,6 +183,7 @@ impl Pager {
             eager_cursor: Gfn::new(0),
             ahead: VecDeque::new(),
             trusted: VecDeque::new(),
+            pushed: false,
             needs_zeros: port.needs_zeros,
             patience: config.patience,
             down_since: Some(now),
@@ -216,6 +220,10 @@ impl Pager {
                 Ok(())
             }
             Input::RequestFailed { tag, code } => self.requests.failed(now, tag, code, &mut self.stats),
+            Input::Pushed(pushed) => {
+                self.pushed = pushed;
+                Ok(())
+            }
             Input::Closed => {
                 self.phase = Phase::Closed;
                 Ok(())
@@ -248,7 +256,7 @@ impl Pager {
         }
         let trusted = self.trusted.front().map(|(until, _)| *until);
         let patience = self.down_since.filter(|_| self.phase != Phase::Complete).map(|since| since + self.patience);
-        let paced = self.phase != Phase::Eager && self.course.rest().is_some() && self.requests.bulk_room() > 0;
+        let paced = self.has_course() && self.requests.bulk_room() > 0;
         let pace = if paced { self.pace.next_timeout() } else { None };
         [self.requests.next_timeout(), trusted, patience, pace].into_iter().flatten().min()
     }
@@ -307,7 +315,8 @@ impl Pager {
         }
     }
 
-    /// Notes that the last run of the answer to request `tag` was seen.
+    /// Notes that the last run of the answer to request `tag` was seen, or that all of its pages came in another way, see
+    /// [`Pager::came`].
     pub fn answered(&mut self, now: Duration, tag: Tag) {
         let result = self.requests.answered(now, tag, &mut self.stats);
         self.fail_on(result);

@@ -65,6 +65,8 @@ struct InFlight {
     deadline: Duration,
     /// The end of the run that arrived last.
     arriving: Option<Gfn>,
+    /// The time until its answer tells how long answers take.
+    measured: bool,
     overdue: bool,
 }
 
@@ -246,10 +248,12 @@ impl Requests {
         pages.saturating_sub(self.pages_under_way())
     }
 
-    /// The next bulk request of frames that were asked for in vain before, of at most `limit` pages.
-    pub(super) fn next_again(&mut self, now: Duration, limit: u64) -> Option<(Tag, Vec<FrameRange>)> {
+    /// The next bulk request of frames that were asked for in vain before, of at most `limit` pages; `hydrates` is false as
+    /// long as the background is not fetched by requests.
+    pub(super) fn next_again(&mut self, now: Duration, limit: u64, hydrates: bool) -> Option<(Tag, Vec<FrameRange>)> {
         loop {
-            let (origin, ask) = self.again.pop_front()?;
+            let is_due = |(origin, _): &(Origin, Ask)| hydrates || *origin != Origin::Hydrate;
+            let (origin, ask) = self.again.remove(self.again.iter().position(is_due)?)?;
             let Some(run) = self.bulk.runs_in(ask.range).next() else {
                 continue;
             };
@@ -284,7 +288,7 @@ impl Requests {
         let Some(flight) = self.in_flight.remove(&tag) else {
             return Ok(());
         };
-        if !flight.overdue && flight.asks.iter().all(|ask| ask.attempts == 0) {
+        if flight.measured && !flight.overdue && flight.asks.iter().all(|ask| ask.attempts == 0) {
             let rtt = if flight.origin == Origin::Demand { &mut self.demand_rtt } else { &mut self.bulk_rtt };
             rtt.sample(now.saturating_sub(flight.asked_at));
         }
@@ -297,6 +301,31 @@ impl Requests {
             self.retry_at(due, flight.origin, ask.once_more(), stats)?;
         }
         Ok(())
+    }
+
+    /// Notes that the pages of request `tag` came, or come, in another way than as its answer, so that the time they take
+    /// tells nothing.
+    pub(super) fn unmeasured(&mut self, tag: Tag) {
+        if let Some(flight) = self.in_flight.get_mut(&tag) {
+            flight.measured = false;
+        }
+    }
+
+    /// Gives request `tag` as much time from now on as if it had been made now.
+    pub(super) fn renew(&mut self, now: Duration, tag: Tag) {
+        let Some(mut flight) = self.in_flight.remove(&tag) else {
+            return;
+        };
+        if !flight.overdue {
+            flight.deadline = self.deadline(now, flight.origin, &flight.asks);
+        }
+        self.in_flight.insert(tag, flight);
+    }
+
+    /// The frames of request `tag` that are still wanted, and by no later request.
+    pub(super) fn owed(&self, tag: Tag) -> Vec<FrameRange> {
+        let asks = self.in_flight.get(&tag).map(|flight| self.unsettled(flight)).unwrap_or_default();
+        asks.into_iter().map(|ask| ask.range).collect()
     }
 
     /// Notes that the source answered request `tag` with an error.
@@ -377,17 +406,26 @@ impl Requests {
     }
 
     fn launch(&mut self, now: Duration, origin: Origin, asks: Vec<Ask>) -> Option<(Tag, Vec<FrameRange>)> {
-        let attempts = asks.iter().map(|ask| ask.attempts).max()?;
-        let rtt = if origin == Origin::Demand { &self.demand_rtt } else { &self.bulk_rtt };
-        let wait = rtt.timeout(self.retry.min, self.retry.max);
-        let wait = wait.saturating_mul(1 << attempts.min(16)).min(self.retry.max.max(wait));
+        if asks.is_empty() {
+            return None;
+        }
+        let deadline = self.deadline(now, origin, &asks);
         self.last_tag += 1;
         let ranges: Vec<FrameRange> = asks.iter().map(|ask| ask.range).collect();
         let pages = ranges.iter().map(|range| range.count().get()).sum();
-        let deadline = now + self.jitter.of(wait);
-        let flight = InFlight { origin, asks, pages, asked_at: now, deadline, arriving: None, overdue: false };
+        let (arriving, measured, overdue) = (None, true, false);
+        let flight = InFlight { origin, asks, pages, asked_at: now, deadline, arriving, measured, overdue };
         self.in_flight.insert(self.last_tag, flight);
         Some((self.last_tag, ranges))
+    }
+
+    /// Until when to wait for the answer to a request that is made now.
+    fn deadline(&mut self, now: Duration, origin: Origin, asks: &[Ask]) -> Duration {
+        let attempts = asks.iter().map(|ask| ask.attempts).max().unwrap_or(0);
+        let rtt = if origin == Origin::Demand { &self.demand_rtt } else { &self.bulk_rtt };
+        let wait = rtt.timeout(self.retry.min, self.retry.max);
+        let wait = wait.saturating_mul(1 << attempts.min(16)).min(self.retry.max.max(wait));
+        now + self.jitter.of(wait)
     }
 
     /// The frames of a live request that are still wanted and still its own.

@@ -1,5 +1,7 @@
 //! The pager against a port and a source that do as they are told, one concern at a time.
 
+mod push;
+
 use descriptor::fetch::{ErrorCode, Limits};
 use descriptor::memory::{MemoryMap, PageSize, Region, RegionKind};
 
