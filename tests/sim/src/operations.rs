@@ -56,6 +56,20 @@ enum Operation {
     Answered {
         request: u8,
     },
+    /// Its pages came in another way, or so its shell believes.
+    Came {
+        request: u8,
+    },
+    /// It was to be answered in another way, and is now asked of the source.
+    Redirected {
+        request: u8,
+    },
+    Pushed {
+        pushed: bool,
+    },
+    Lacks {
+        chunk: u8,
+    },
     Fail {
         request: u8,
         code: u8,
@@ -238,6 +252,26 @@ impl Model {
                     pager.answered(*now, tag);
                 }
             }
+            Operation::Came { request } => {
+                if let Some((tag, _)) = self.request(request) {
+                    self.requests.remove(&tag);
+                    pager.came(*now, tag);
+                    assert!(pager.owed(tag).is_empty(), "request {tag} has ended");
+                }
+            }
+            Operation::Redirected { request } => {
+                if let Some((tag, ranges)) = self.request(request) {
+                    let owed = pager.owed(tag);
+                    for gfn in owed.iter().flat_map(|range| range.frames()) {
+                        assert!(ranges.iter().any(|range| range.contains(gfn)), "page {gfn} is not owed by {tag}");
+                        let failed = pager.failure().is_some();
+                        assert!(failed || self.pages[gfn.index() as usize] == Page::Cold, "page {gfn} is owed");
+                    }
+                    pager.redirected(*now, tag);
+                }
+            }
+            Operation::Pushed { pushed } => pager.handle(*now, Input::Pushed(pushed)),
+            Operation::Lacks { chunk } => self.check_lacks(pager, u64::from(chunk) + 1),
             Operation::Fail { request, code } => {
                 if let Some((tag, _)) = self.request(request) {
                     let codes = [ErrorCode::Unreadable, ErrorCode::ImageGone, ErrorCode::OutOfRange];
@@ -407,6 +441,7 @@ impl Model {
         self.limits = Some(limits);
         self.requests.clear();
         pager.handle(*now, Input::SourceUp { limits });
+        pager.handle(*now, Input::Pushed(false));
         for _ in 0..MAX_STEPS {
             if self.poll(pager, *now, 0) {
                 continue;
@@ -430,6 +465,18 @@ impl Model {
             *now = due.unwrap_or_else(|| panic!("waiters {:?} are stuck", self.waiting)).max(*now);
         }
         panic!("no end: {:?}, {:?}", pager.progress(), pager.stats());
+    }
+
+    /// What the clone lacks is what is cold and in no buffer, or nothing.
+    fn check_lacks(&self, pager: &Pager, chunk: u64) {
+        let lacks: Vec<u64> = pager.lacks(PageCount::new(chunk)).collect();
+        if pager.lacking().is_zero() {
+            return assert!(lacks.is_empty(), "{lacks:?} are lacking");
+        }
+        let staged = |gfn: u64| self.staged.get(&(gfn / self.granule * self.granule)).is_some_and(|s| s.contains(&gfn));
+        let cold = (0..self.pages.len() as u64).filter(|gfn| self.pages[*gfn as usize] == Page::Cold && !staged(*gfn));
+        let chunks: BTreeSet<u64> = cold.map(|gfn| gfn / chunk).collect();
+        assert!(lacks.iter().eq(&chunks), "{lacks:?} are lacking, not {chunks:?}");
     }
 
     fn check_whole(&self, range: FrameRange) {
