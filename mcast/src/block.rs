@@ -303,3 +303,159 @@ impl Run {
         u64::from(self.gfn) + u64::from(self.count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ChannelParameters;
+
+    const FRAMES: PageCount = PageCount::new(1 << 20);
+
+    fn range(start: u64, count: u64) -> FrameRange {
+        FrameRange::new(Gfn::new(start), PageCount::new(count))
+    }
+
+    fn map(runs: &[(u64, u64, Content)]) -> BlockMap {
+        let mut map = BlockMap::new();
+        runs.iter().for_each(|(start, count, content)| assert!(map.push(range(*start, *count), *content)));
+        map
+    }
+
+    fn any_map() -> impl Strategy<Value = BlockMap> {
+        let run = (0..3_u64, 1..30_u64, any::<bool>());
+        proptest::collection::vec(run, 1..20).prop_map(|runs| {
+            let (mut map, mut at) = (BlockMap::new(), 5);
+            for (gap, count, stored) in runs {
+                let content = if stored { Content::Stored } else { Content::Zero };
+                if !map.push(range(at + gap, count), content) {
+                    break;
+                }
+                at += gap + count;
+            }
+            map
+        })
+    }
+
+    #[test]
+    fn golden_map() {
+        let map = map(&[(0x1234, 3, Content::Stored), (0x1237, 0xffff, Content::Zero)]);
+        let mut expected = b"\x34\x12\0\0\x03\0\x01\0\x37\x12\0\0\xff\xff\x02\0".to_vec();
+        expected.resize(128, 0);
+        assert_eq!(map.encode()[..], expected);
+        assert_eq!(BlockMap::decode(&expected, FRAMES), Ok(map));
+    }
+
+    #[test]
+    fn runs_that_continue_are_one() {
+        let mut map = map(&[(10, 5, Content::Stored), (15, 5, Content::Stored)]);
+        assert_eq!(map.runs().collect::<Vec<_>>(), [(range(10, 10), Content::Stored)]);
+        assert!(!map.push(range(20, 247), Content::Stored), "more pages than a block has");
+        assert!(!map.push(range(20, 0x10000), Content::Zero), "more than a run has");
+        assert!(map.push(range(20, 246), Content::Stored) && map.push(range(266, 0xffff), Content::Zero));
+        assert!(map.push(range(0x10109, 1), Content::Zero), "a second run of zeros, for the first is full");
+        assert_eq!(map.runs().count(), 3);
+        for at in 0..13 {
+            assert!(map.push(range(0x20000 + 2 * at, 1), Content::Zero));
+        }
+        let full = map;
+        assert!(!map.push(range(0x30000, 1), Content::Zero) && map == full);
+    }
+
+    #[test]
+    fn pages_are_counted_over_stored_runs() {
+        let map = map(&[(10, 2, Content::Stored), (12, 9, Content::Zero), (30, 3, Content::Stored)]);
+        assert_eq!(map.pages(), 5);
+        assert_eq!((map.frame_of(1), map.frame_of(2), map.frame_of(5)), (Some(Gfn::new(11)), Some(Gfn::new(30)), None));
+        assert_eq!((map.page_of(Gfn::new(32)), map.page_of(Gfn::new(12))), (Some(4), None));
+        assert_eq!(map.frames_of(1..4).collect::<Vec<_>>(), [(1, range(11, 1)), (2, range(30, 2))]);
+    }
+
+    #[test]
+    fn pieces_of_shards() {
+        let geometry = Geometry::new(1448);
+        let map = map(&[(10, 1, Content::Stored), (30, 3, Content::Stored)]);
+        let pieces = |shard| map.pieces(geometry, shard).collect::<Vec<_>>();
+        assert_eq!(pieces(0), [Piece::Map(0..128), Piece::Pages { frames: range(10, 1), skip: 0, length: 1320 }]);
+        assert_eq!(
+            pieces(2),
+            [
+                Piece::Pages { frames: range(10, 1), skip: 2768, length: 1328 },
+                Piece::Pages { frames: range(30, 1), skip: 0, length: 120 }
+            ]
+        );
+        assert_eq!((map.named_by(geometry, 2), map.named_by(geometry, 3)), (Gfn::new(10), Gfn::new(30)));
+        let zeros = self::map(&[(10, 1, Content::Zero)]);
+        assert_eq!(zeros.pieces(geometry, 0).collect::<Vec<_>>(), [Piece::Map(0..128)]);
+        assert_eq!(zeros.named_by(geometry, 0), Gfn::new(0));
+    }
+
+    #[test]
+    fn malformed_maps_name_their_fault() {
+        let good = map(&[(10, 5, Content::Stored), (20, 5, Content::Zero)]).encode();
+        let broken = |changes: &[(usize, u8)]| {
+            let mut bytes = good;
+            changes.iter().for_each(|(at, value)| bytes[*at] = *value);
+            BlockMap::decode(&bytes, FRAMES).unwrap_err()
+        };
+        assert_eq!(BlockMap::decode(&good[1..], FRAMES), Err(MapError::Length(127)));
+        assert_eq!(BlockMap::decode(&[0; 128], FRAMES), Err(MapError::Empty));
+        assert_eq!(broken(&[(6, 3)]), MapError::Kind { run: 0, kind: 3 });
+        assert_eq!(broken(&[(0, 0), (4, 0), (6, 0)]), MapError::AfterEnd(1));
+        assert_eq!(broken(&[(120, 9)]), MapError::AfterEnd(15));
+        assert_eq!(broken(&[(12, 0)]), MapError::NoFrames(1));
+        assert_eq!(broken(&[(8, 14)]), MapError::Order(1));
+        assert_eq!(broken(&[(10, 0x10)]), MapError::Beyond(1));
+        assert_eq!(broken(&[(5, 1), (9, 2)]), MapError::Pages(261));
+        assert_eq!(BlockMap::decode(&good, PageCount::new(24)), Err(MapError::Beyond(1)));
+        assert!(BlockMap::decode(&good, PageCount::new(25)).is_ok());
+        let last = ChannelParameters::MAX_FRAMES.get() - 1;
+        let end = map(&[(last, 1, Content::Stored)]);
+        assert_eq!(BlockMap::decode(&end.encode(), PageCount::new(1 << 40)), Ok(end));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn maps_come_back(map in any_map()) {
+            prop_assert_eq!(BlockMap::decode(&map.encode(), FRAMES), Ok(map));
+        }
+
+        #[test]
+        fn any_bytes_make_a_map_or_an_error(bytes in proptest::collection::vec(0..3_u8, 128)) {
+            if let Ok(map) = BlockMap::decode(&bytes, FRAMES) {
+                prop_assert_eq!(&map.encode()[..], bytes);
+            }
+        }
+
+        #[test]
+        fn pieces_make_the_stream(map in any_map(), payload in 512..10000_u16) {
+            let geometry = Geometry::new(payload);
+            prop_assume!(map.pages() <= geometry.pages_per_block());
+            // A byte of the stream by what it is: a byte of the map, or of a frame.
+            let (mut got, mut expected) = (Vec::new(), Vec::new());
+            expected.extend((0..128).map(|at| (None, at)));
+            for (_, frames) in map.frames_of(0..256) {
+                expected.extend(frames.frames().flat_map(|gfn| (0..4096).map(move |at| (Some(gfn), at))));
+            }
+            for shard in 0..map.shards(geometry) as u8 {
+                let start = got.len();
+                for piece in map.pieces(geometry, shard) {
+                    match piece {
+                        Piece::Map(bytes) => got.extend(bytes.map(|at| (None, at))),
+                        Piece::Pages { frames, skip, length } => {
+                            prop_assert!(skip < 4096 && skip + length > (frames.count().get() as usize - 1) * 4096);
+                            got.extend((skip..skip + length).map(|at| (Some(frames.start() + PageCount::new((at / 4096) as u64)), at % 4096)));
+                        }
+                    }
+                }
+                prop_assert_eq!(start..got.len(), geometry.shard_span(shard, map.pages()));
+                let first = got[start..].iter().find_map(|(gfn, _)| *gfn);
+                prop_assert_eq!(map.named_by(geometry, shard), first.unwrap_or(Gfn::new(0)));
+            }
+            prop_assert!(got == expected);
+        }
+    }
+}

@@ -111,6 +111,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn behaves_like_a_set(count in 1..300_u32, a: Vec<u16>, b: Vec<u16>) {
             let model = |chunks: &[u16]| chunks.iter().map(|c| u32::from(*c) % count).collect::<BTreeSet<_>>();

@@ -51,6 +51,24 @@ impl Geometry {
         if fit < Self::MAX_PAGES as usize { fit as u32 } else { Self::MAX_PAGES }
     }
 
+    /// Shards of the largest block.
+    pub const fn max_shards(self) -> u8 {
+        self.shards_of(self.pages_per_block()) as u8
+    }
+
+    /// The stored pages of a block of `shards` whose last one has `length` bytes; `None` when no block has.
+    pub const fn pages_with_last(self, shards: u8, length: usize) -> Option<u32> {
+        if shards == 0 || length == 0 || length > self.payload() {
+            return None;
+        }
+        let stream = (shards as usize - 1) * self.payload() + length;
+        if stream < Self::MAP || !(stream - Self::MAP).is_multiple_of(PAGE) {
+            return None;
+        }
+        let pages = ((stream - Self::MAP) / PAGE) as u32;
+        if pages <= self.pages_per_block() { Some(pages) } else { None }
+    }
+
     /// Bytes in the stream of a block with `pages` stored pages.
     pub const fn stream_length(self, pages: u32) -> usize {
         Self::MAP + pages as usize * PAGE
@@ -140,6 +158,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn spans_agree(payload in 128_u16..=61440, pages in 0..=256_u32) {
             let geometry = Geometry::new(payload);
@@ -164,6 +184,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(at, geometry.stream_length(pages));
+            prop_assert_eq!(geometry.pages_with_last(shards, geometry.shard_span(shards - 1, pages).len()), Some(pages));
+            prop_assert!(shards <= geometry.max_shards());
         }
     }
 }

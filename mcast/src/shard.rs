@@ -153,6 +153,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn behaves_like_a_set(a: Vec<u8>, b: Vec<u8>) {
             let model = |shards: &[u8]| shards.iter().map(|s| s % 192).collect::<BTreeSet<_>>();
