@@ -21,6 +21,7 @@ pub mod frame;
 pub mod image;
 mod image_id;
 pub mod import;
+pub mod introspect;
 mod leb128;
 pub mod memory;
 mod report;

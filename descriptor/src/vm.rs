@@ -26,6 +26,15 @@ pub struct Descriptor {
     pub servers: Vec<Endpoint>,
 }
 
+impl Descriptor {
+    /// The free frames that are not zero: what knowing the guest's allocator spares a clone beyond the zero frames.
+    pub fn free_data(&self) -> FrameSet {
+        let mut free = self.free.clone();
+        free.subtract(&self.zero);
+        free
+    }
+}
+
 /// What was captured, when, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -1,14 +1,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::qemu::{Qemu, QemuStream};
 use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
 use crate::file::FileKind;
-use crate::image::{ImageError, ImageIndex, ImageReader, zero_frames};
+use crate::image::{ImageError, ImageIndex, ImageReader};
 use crate::import::raw::{self, RawImage, RawRegion};
+use crate::introspect::{Avoidance, Surveyor};
 use crate::{Descriptor, Endpoint, FrameSet, ImageId};
 
 #[derive(Debug, Subcommand)]
@@ -45,12 +46,23 @@ pub(super) struct Target {
     /// Write NAME.snow and NAME.snowidx
     #[arg(short, long, value_name = "NAME")]
     pub(super) output: PathBuf,
+    /// Which pages clones need not fetch besides zero ones: auto (those that the guest's kernel holds free, where it is a Linux
+    /// whose tables agree), off (none)
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) avoid: Avoid,
     /// Replace files that exist
     #[arg(long)]
     pub(super) force: bool,
     /// Answer in JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Whether the guest's free pages are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Avoid {
+    Auto,
+    Off,
 }
 
 impl Make {
@@ -73,30 +85,30 @@ impl Raw {
             parent: self.target.name.clone(),
             servers: self.target.servers.clone(),
         };
-        let mut times = Times::default();
+        let mut work = Work::default();
         let begin = Instant::now();
-        let (descriptor, index) =
-            raw::import(&raw, self.target.folder(), |image, frames| times.zero_frames(image, frames))?;
-        times.make = begin.elapsed().saturating_sub(times.scan);
-        self.target.write(&descriptor, &index, &times)
+        let made = raw::import(&raw, self.target.folder(), |image, frames| work.zero_frames(image, frames))?;
+        work.make = begin.elapsed().saturating_sub(work.scan);
+        self.target.finish(made, work)
     }
 }
 
-/// How long the parts of the work took.
+/// The work of making a descriptor: what was seen on the way, and how long the parts took.
 #[derive(Debug, Default)]
-pub(super) struct Times {
+pub(super) struct Work {
+    surveyor: Surveyor,
     /// Making the descriptor and the index, but for the next.
     pub(super) make: Duration,
     /// The search for zero pages.
     pub(super) scan: Duration,
 }
 
-impl Times {
+impl Work {
     /// Searches `frames` for zero pages, with a progress bar and a stop-watch.
     pub(super) fn zero_frames(&mut self, image: &ImageReader, frames: &FrameSet) -> Result<FrameSet, ImageError> {
         let begin = Instant::now();
         let bar = scan_progress(frames.count());
-        let zero = zero_frames(image, frames, &|pages| bar.inc(pages.bytes()));
+        let zero = self.surveyor.zero_frames(image, frames, &|pages| bar.inc(pages.bytes()));
         bar.finish_and_clear();
         self.scan = begin.elapsed();
         zero
@@ -118,14 +130,19 @@ impl Target {
         self.output.parent().unwrap_or(Path::new(""))
     }
 
-    /// Writes both files and says what they hold.
-    pub(super) fn write(
-        &self,
-        descriptor: &Descriptor,
-        index: &ImageIndex,
-        times: &Times,
-    ) -> Result<Outcome, CliError> {
-        let Times { make, scan } = *times;
+    /// Looks for free pages as far as that is wanted, writes both files and says what they hold.
+    pub(super) fn finish(&self, made: (Descriptor, ImageIndex), work: Work) -> Result<Outcome, CliError> {
+        let (mut descriptor, index) = made;
+        let begin = Instant::now();
+        let (index, avoidance) = match self.avoid {
+            Avoid::Auto => {
+                let reader = ImageReader::new(index, self.folder())?;
+                let avoidance = work.surveyor.avoid(&reader, &mut descriptor);
+                (reader.into_index(), avoidance)
+            }
+            Avoid::Off => (index, Avoidance::Off),
+        };
+        let introspect = begin.elapsed();
         let begin = Instant::now();
         let [descriptor_path, index_path] =
             [FileKind::Descriptor, FileKind::ImageIndex].map(|kind| kind.path(&self.output));
@@ -137,7 +154,9 @@ impl Target {
 
         let memory = descriptor.memory.frame_count();
         let zero = descriptor.zero.count();
-        let data = memory - zero;
+        let free = descriptor.free_data().count();
+        let data = memory - zero - free;
+        let (make, scan) = (work.make, work.scan);
         if self.json {
             answer_json(&json!({
                 "descriptor": descriptor_path,
@@ -149,8 +168,11 @@ impl Target {
                 "memory_bytes": memory.bytes(),
                 "data_bytes": data.bytes(),
                 "zero_bytes": zero.bytes(),
+                "free_bytes": free.bytes(),
+                "avoidance": avoidance.to_string(),
                 "make_us": micros(make),
                 "scan_us": micros(scan),
+                "introspect_us": micros(introspect),
                 "write_us": micros(write),
             }))?;
             return Ok(Outcome::Good);
@@ -178,14 +200,17 @@ impl Target {
         let seconds = scan.as_secs_f64();
         let speed = if seconds > 0.0 { memory.bytes() as f64 / seconds / f64::from(1 << 30) } else { 0.0 };
         out += &format!(
-            "\n{} of memory: {} data, {} zero ({})\n",
+            "\n{} of memory: {} to fetch ({}), {} zero, {} free\n",
             text::size(memory.bytes()),
             text::size(data.bytes()),
+            text::share(data, memory),
             text::size(zero.bytes()),
-            text::share(zero, memory),
+            text::size(free.bytes()),
         );
+        out += &format!("free pages: {avoidance}\n");
         out += &format!(
-            "zero scan {seconds:.3} s ({speed:.1} GiB/s), making {:.1} ms, writing and syncing {:.1} ms\n",
+            "zero scan {seconds:.3} s ({speed:.1} GiB/s), free pages {:.1} ms, making {:.1} ms, writing and syncing {:.1} ms\n",
+            introspect.as_secs_f64() * 1e3,
             make.as_secs_f64() * 1e3,
             write.as_secs_f64() * 1e3,
         );

@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::make::{Target, Times};
+use super::make::{Target, Work};
 use super::{CliError, Outcome, progress_bar};
 use crate::import::qemu::capture::{CaptureOptions, DiskOverlay, Method, ParseMethodError, Progress, capture};
 use crate::import::qemu::{Origin, RamFile, SavedFiles, import};
@@ -107,11 +107,11 @@ impl QemuStream {
 
 /// Makes the descriptor and the index of a capture and writes them.
 fn make(files: &SavedFiles, origin: Origin, target: &Target) -> Result<Outcome, CliError> {
-    let mut times = Times::default();
+    let mut work = Work::default();
     let begin = Instant::now();
-    let (descriptor, index) = import(files, origin, target.folder(), |image, frames| times.zero_frames(image, frames))?;
-    times.make = begin.elapsed().saturating_sub(times.scan);
-    target.write(&descriptor, &index, &times)
+    let made = import(files, origin, target.folder(), |image, frames| work.zero_frames(image, frames))?;
+    work.make = begin.elapsed().saturating_sub(work.scan);
+    target.finish(made, work)
 }
 
 /// Says something on the standard error, above the progress bar where there is one.

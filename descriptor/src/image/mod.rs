@@ -16,5 +16,5 @@ pub use extent::{Extent, ExtentError, ExtentTable, ExtentTableBuilder, Span};
 pub use index::{ImageFile, ImageIndex};
 pub use layout::{Content, Layout};
 pub use reader::{ImageError, ImageReader};
-pub use scan::zero_frames;
+pub use scan::{Survey, survey, zero_frames};
 pub use zero::is_zero;

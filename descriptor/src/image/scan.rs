@@ -5,6 +5,7 @@ use std::thread;
 use super::sparse::data_within;
 use super::zero::zero_runs;
 use super::{Extent, ImageError, ImageReader, Span};
+use crate::introspect::is_note;
 use crate::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 
 /// What a thread takes on at a time: 16 MiB is some milliseconds of work, so that no thread waits long for the last one.
@@ -13,37 +14,51 @@ const PIECE: PageCount = PageCount::new(4096);
 /// The most threads; a few of them saturate the memory bus.
 const MAX_THREADS: usize = 8;
 
-/// The frames among `frames` that are stored and hold nothing but zeros. Holes of sparse files are not read; whatever the
-/// index says of zero frames is not believed.
+/// What a look at every page of an image has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// The frames that are stored and hold nothing but zeros.
+    pub zero: FrameSet,
+    /// The frames that begin like a note of the guest's kernel, in ascending order; see [`crate::introspect`].
+    pub notes: Vec<Gfn>,
+}
+
+/// Notes kept; a guest may hold any number of forged ones, and an analysis refuses far fewer.
+const MAX_NOTES: usize = 1024;
+
+/// Looks at the stored pages of `frames`. Holes of sparse files are not read; whatever the index says of zero frames is not
+/// believed.
 ///
 /// `progress` is told of pages that were looked at, a few thousand at a time, from several threads.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn zero_frames(
+pub fn survey(
     image: &ImageReader,
     frames: &FrameSet,
     progress: &(dyn Fn(PageCount) + Sync),
-) -> Result<FrameSet, ImageError> {
+) -> Result<Survey, ImageError> {
     let pieces: Vec<FrameRange> = frames.runs().flat_map(|run| run.chunks(PIECE)).collect();
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS).min(pieces.len());
     let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<FrameRange>, ImageError> {
-        let mut zero = Vec::new();
+    let work = || -> Result<Found, ImageError> {
+        let mut found = Found::default();
         let mut scratch = Vec::new();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             for span in image.index().extents.spans(*piece) {
                 if let Span::Stored(extent) = span {
-                    scan_extent(image, &extent, &mut scratch, &mut zero)?;
+                    scan_extent(image, &extent, &mut scratch, &mut found)?;
                 }
             }
             progress(piece.count());
         }
-        Ok(zero)
+        Ok(found)
     };
-    let mut zero = FrameSet::empty(frames.universe());
-    let mut collect = |found: Result<Vec<FrameRange>, ImageError>| -> Result<(), ImageError> {
-        found?.into_iter().for_each(|run| _ = zero.insert_range(run));
+    let mut survey = Survey { zero: FrameSet::empty(frames.universe()), notes: Vec::new() };
+    let mut collect = |found: Result<Found, ImageError>| -> Result<(), ImageError> {
+        let Found { zero, notes } = found?;
+        zero.into_iter().for_each(|run| _ = survey.zero.insert_range(run));
+        survey.notes.extend(notes);
         Ok(())
     };
     if threads <= 1 {
@@ -59,7 +74,28 @@ pub fn zero_frames(
     }
     // A file that was cut meanwhile would look like one with a hole at its end.
     image.check_lengths()?;
-    Ok(zero)
+    survey.notes.sort_unstable();
+    survey.notes.truncate(MAX_NOTES);
+    Ok(survey)
+}
+
+/// The zero frames that a [`survey`] of `frames` finds.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn zero_frames(
+    image: &ImageReader,
+    frames: &FrameSet,
+    progress: &(dyn Fn(PageCount) + Sync),
+) -> Result<FrameSet, ImageError> {
+    Ok(survey(image, frames, progress)?.zero)
+}
+
+/// What one thread has found.
+#[derive(Default)]
+struct Found {
+    zero: Vec<FrameRange>,
+    notes: Vec<Gfn>,
 }
 
 /// Appends the runs of zero pages of an extent.
@@ -67,19 +103,19 @@ fn scan_extent(
     image: &ImageReader,
     extent: &Extent,
     scratch: &mut Vec<u8>,
-    zero: &mut Vec<FrameRange>,
+    found: &mut Found,
 ) -> Result<(), ImageError> {
     if !extent.is_contiguous() {
-        return scan_stored(image, extent, scratch, zero);
+        return scan_stored(image, extent, scratch, found);
     }
     let mut rest = *extent;
     while !rest.frames.is_empty() {
         let data = next_data(image, &rest)?;
         let hole = FrameRange::between(rest.frames.start(), data.start());
         if !hole.is_empty() {
-            zero.push(hole);
+            found.zero.push(hole);
         }
-        scan_stored(image, &rest.slice(data), scratch, zero)?;
+        scan_stored(image, &rest.slice(data), scratch, found)?;
         rest = rest.slice(FrameRange::between(data.end(), rest.frames.end()));
     }
     Ok(())
@@ -108,11 +144,14 @@ fn scan_stored(
     image: &ImageReader,
     extent: &Extent,
     scratch: &mut Vec<u8>,
-    zero: &mut Vec<FrameRange>,
+    found: &mut Found,
 ) -> Result<(), ImageError> {
     image.for_each_batch(extent, scratch, |batch, pages| {
         let frame = |index: u64| Gfn::new(batch.start().index() + index);
-        zero.extend(zero_runs(pages).map(|(first, count)| FrameRange::new(frame(first), PageCount::new(count))));
+        found.zero.extend(zero_runs(pages).map(|(first, count)| FrameRange::new(frame(first), PageCount::new(count))));
+        let notes = pages.chunks_exact(PAGE_SIZE as usize).zip(0..).filter(|(page, _)| is_note(page));
+        let room = MAX_NOTES.saturating_sub(found.notes.len());
+        found.notes.extend(notes.map(|(_, index)| frame(index)).take(room));
     })
 }
 

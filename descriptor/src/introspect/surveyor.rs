@@ -1,0 +1,104 @@
+use std::fmt;
+
+use super::{Fill, Introspection, Physical, Refusal, banks, introspect};
+use crate::image::{ImageError, ImageReader, Survey, survey};
+use crate::vm::Hypervisor;
+use crate::{Descriptor, FrameSet, Gfn, PageCount, Report};
+
+/// Looks at every page of an image once: for zero pages while it is imported, for the notes of its guest's kernel meanwhile,
+/// and at the pages that no importer asked for when the guest is introspected.
+#[derive(Debug, Default)]
+pub struct Surveyor {
+    seen: Option<FrameSet>,
+    notes: Vec<Gfn>,
+}
+
+impl Surveyor {
+    /// The zero frames among `frames`; what importers call their scan. `progress` is told of pages that were looked at.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn zero_frames(
+        &mut self,
+        image: &ImageReader,
+        frames: &FrameSet,
+        progress: &(dyn Fn(PageCount) + Sync),
+    ) -> Result<FrameSet, ImageError> {
+        let Survey { zero, notes } = survey(image, frames, progress)?;
+        self.notes.extend(notes);
+        match &mut self.seen {
+            Some(seen) => seen.union_with(frames),
+            None => self.seen = Some(frames.clone()),
+        }
+        Ok(zero)
+    }
+
+    /// What the guest uses its memory for.
+    ///
+    /// # Errors
+    /// Why its memory is not believed.
+    pub fn introspect(mut self, image: &ImageReader, hypervisor: Hypervisor) -> Result<Introspection, Refusal> {
+        let mut unseen = image.index().memory.present();
+        unseen.subtract(&image.index().zero);
+        if let Some(seen) = &self.seen {
+            unseen.subtract(seen);
+        }
+        self.zero_frames(image, &unseen, &|_| ())?;
+        self.notes.sort_unstable();
+        self.notes.dedup();
+        let mut first = None;
+        for banks in banks::candidates(hypervisor, &image.index().memory) {
+            match introspect(&Physical::new(image, banks), &self.notes) {
+                Ok(introspection) => return Ok(introspection),
+                Err(refusal) => _ = first.get_or_insert(refusal),
+            }
+        }
+        Err(first.unwrap_or(Refusal::NoNote))
+    }
+}
+
+/// What became of the search for free pages.
+#[derive(Debug)]
+pub enum Avoidance {
+    /// Nobody wanted it.
+    Off,
+    /// They were found.
+    Found(Box<Introspection>),
+    /// They were found, but the guest expects to find its poison in them, which clones would have to make up.
+    Poisoned(Box<Introspection>),
+    /// The guest's memory is not believed; only zero pages are avoided.
+    Refused(Refusal),
+}
+
+impl Surveyor {
+    /// Enters the guest's free frames into `descriptor`, where its memory is believed.
+    pub fn avoid(self, image: &ImageReader, descriptor: &mut Descriptor) -> Avoidance {
+        match self.introspect(image, descriptor.identity.hypervisor) {
+            Ok(introspection) => match introspection.fill {
+                Fill::Zero => {
+                    descriptor.free = introspection.free.clone();
+                    Avoidance::Found(Box::new(introspection))
+                }
+                Fill::Poison(_) => Avoidance::Poisoned(Box::new(introspection)),
+            },
+            Err(refusal) => Avoidance::Refused(refusal),
+        }
+    }
+}
+
+impl fmt::Display for Avoidance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Avoidance::Off => f.write_str("not looked for"),
+            Avoidance::Found(found) => {
+                write!(f, "{} MiB, as Linux {} tells", found.free.count().bytes() >> 20, found.release)
+            }
+            Avoidance::Poisoned(found) => write!(
+                f,
+                "fetched all the same: Linux {} runs with page_poison, and looks for its poison in them",
+                found.release
+            ),
+            Avoidance::Refused(refusal) => write!(f, "unknown, fetched like others: {}", Report(refusal)),
+        }
+    }
+}
