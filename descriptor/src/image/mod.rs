@@ -15,6 +15,7 @@ mod zero;
 pub use extent::{Extent, ExtentError, ExtentTable, ExtentTableBuilder, Span};
 pub use index::{ImageFile, ImageIndex};
 pub use layout::{Content, Layout};
-pub use reader::{ImageError, ImageReader};
+pub use reader::{ImageError, ImageReader, ReadPages};
+pub use scan::{Survey, survey, zero_frames};
 pub use scan::{Survey, survey, zero_frames};
 pub use zero::is_zero;

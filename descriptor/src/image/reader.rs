@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::{Extent, ImageIndex, Span};
 use crate::file::FileError;
+use crate::memory::MemoryMap;
 use crate::{FrameRange, Gfn, PAGE_SIZE, PageCount};
 
 /// Pages read at once: 1 MiB keeps the buffer in the second-level cache and a system call's price out of sight.
@@ -68,6 +69,28 @@ pub enum ImageError {
     /// Frames that the image does not have.
     #[error("not all of the frames {0} are in the image's memory map")]
     Absent(FrameRange),
+}
+
+/// Pages by frame, from an image's files or from wherever else they are.
+pub trait ReadPages {
+    /// The regions of memory.
+    fn memory(&self) -> &MemoryMap;
+
+    /// Reads the pages of `frames`, one behind the other, into `buffer`, which is as long as they are together.
+    ///
+    /// # Errors
+    /// When a frame is absent, or cannot be read.
+    fn read_pages(&self, frames: FrameRange, buffer: &mut [u8]) -> Result<(), ImageError>;
+}
+
+impl ReadPages for ImageReader {
+    fn memory(&self) -> &MemoryMap {
+        &self.index.memory
+    }
+
+    fn read_pages(&self, frames: FrameRange, buffer: &mut [u8]) -> Result<(), ImageError> {
+        ImageReader::read_pages(self, frames, buffer)
+    }
 }
 
 impl ImageReader {
@@ -211,7 +234,7 @@ impl ImageReader {
 mod tests {
     use super::*;
     use crate::image::{ExtentTable, ImageFile};
-    use crate::memory::{MemoryMap, PageSize, Region, RegionKind};
+    use crate::memory::{PageSize, Region, RegionKind};
     use crate::{FrameSet, ImageId};
 
     const PAGE: usize = PAGE_SIZE as usize;

@@ -148,7 +148,7 @@ fn analyse(physical: &Physical<'_>, note: Note) -> Result<Introspection, Refusal
         map.set_where(frame, count, Class::Kernel, Class::PageArray);
     }
     kernel_image(kernel, &mut map)?;
-    let free = map.droppable(physical.image().index().memory.universe());
+    let free = map.droppable(physical.image().memory().universe());
     let fill = fill(physical, &free)?;
     let release = kernel.note.text("OSRELEASE")?.to_owned();
     Ok(Introspection { release, free, fill, classes: map.into_classes() })

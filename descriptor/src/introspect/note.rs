@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Refusal;
-use crate::image::{ImageError, ImageReader};
+use crate::image::{ImageError, ReadPages};
 use crate::{FrameRange, Gfn, PAGE_SIZE, PageCount};
 
 /// The longest text; kernels write some 3 KiB, and give it one page.
@@ -22,7 +22,7 @@ pub fn is_note(page: &[u8]) -> bool {
 }
 
 /// The text of the note that begins with the page of `gfn`; `None` when there is none after all.
-pub(super) fn text(image: &ImageReader, gfn: Gfn) -> Result<Option<String>, ImageError> {
+pub(super) fn text(image: &dyn ReadPages, gfn: Gfn) -> Result<Option<String>, ImageError> {
     let mut bytes = vec![0; PAGE_SIZE as usize];
     image.read_pages(FrameRange::single(gfn), &mut bytes)?;
     let length = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
@@ -31,7 +31,7 @@ pub(super) fn text(image: &ImageReader, gfn: Gfn) -> Result<Option<String>, Imag
     }
     let pages = (TEXT_OFFSET + length).div_ceil(PAGE_SIZE as usize);
     let range = FrameRange::new(gfn, PageCount::new(pages as u64));
-    if !image.index().memory.covers(range) {
+    if !image.memory().covers(range) {
         return Ok(None);
     }
     bytes.resize(pages * PAGE_SIZE as usize, 0);

@@ -1,7 +1,7 @@
 //! Guest-physical memory, as an image keeps it.
 
 use super::Refusal;
-use crate::image::ImageReader;
+use crate::image::ReadPages;
 use crate::{FrameRange, Gfn, PAGE_SIZE, PageCount};
 
 /// Some of the guest's memory: where it is for the guest, and which frames of the image it is.
@@ -14,15 +14,14 @@ pub struct Bank {
 }
 
 /// The guest's memory by guest-physical address.
-#[derive(Debug)]
 pub struct Physical<'i> {
-    image: &'i ImageReader,
+    image: &'i dyn ReadPages,
     banks: Vec<Bank>,
 }
 
 impl<'i> Physical<'i> {
     /// The memory of `image` that lies in `banks`, which are in ascending order and do not overlap.
-    pub fn new(image: &'i ImageReader, mut banks: Vec<Bank>) -> Self {
+    pub fn new(image: &'i dyn ReadPages, mut banks: Vec<Bank>) -> Self {
         banks.retain(|bank| !bank.frames.is_empty());
         debug_assert!(banks.is_sorted_by_key(|bank| bank.physical));
         Self { image, banks }
@@ -34,7 +33,7 @@ impl<'i> Physical<'i> {
     }
 
     /// The image.
-    pub(super) fn image(&self) -> &ImageReader {
+    pub(super) fn image(&self) -> &dyn ReadPages {
         self.image
     }
 

@@ -26,6 +26,7 @@ pub mod events;
 pub mod files;
 pub mod guest;
 pub mod image;
+pub mod linux_memory;
 pub mod network;
 pub mod operations;
 pub mod port;
