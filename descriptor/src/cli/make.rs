@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::qemu::{Qemu, QemuStream};
@@ -9,7 +9,7 @@ use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
 use crate::file::FileKind;
 use crate::image::{ImageError, ImageIndex, ImageReader};
 use crate::import::raw::{self, RawImage, RawRegion};
-use crate::introspect::{Avoidance, Surveyor};
+use crate::introspect::{Avoid, Surveyor};
 use crate::{Descriptor, Endpoint, FrameSet, ImageId};
 
 #[derive(Debug, Subcommand)]
@@ -56,13 +56,6 @@ pub(super) struct Target {
     /// Answer in JSON
     #[arg(long)]
     json: bool,
-}
-
-/// Whether the guest's free pages are looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Avoid {
-    Auto,
-    Off,
 }
 
 impl Make {
@@ -132,16 +125,8 @@ impl Target {
 
     /// Looks for free pages as far as that is wanted, writes both files and says what they hold.
     pub(super) fn finish(&self, made: (Descriptor, ImageIndex), work: Work) -> Result<Outcome, CliError> {
-        let (mut descriptor, index) = made;
         let begin = Instant::now();
-        let (index, avoidance) = match self.avoid {
-            Avoid::Auto => {
-                let reader = ImageReader::new(index, self.folder())?;
-                let avoidance = work.surveyor.avoid(&reader, &mut descriptor);
-                (reader.into_index(), avoidance)
-            }
-            Avoid::Off => (index, Avoidance::Off),
-        };
+        let (descriptor, index, avoidance) = work.surveyor.avoid(self.avoid, made, self.folder())?;
         let introspect = begin.elapsed();
         let begin = Instant::now();
         let [descriptor_path, index_path] =

@@ -17,5 +17,4 @@ pub use index::{ImageFile, ImageIndex};
 pub use layout::{Content, Layout};
 pub use reader::{ImageError, ImageReader, ReadPages};
 pub use scan::{Survey, survey, zero_frames};
-pub use scan::{Survey, survey, zero_frames};
 pub use zero::is_zero;

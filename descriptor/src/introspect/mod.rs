@@ -31,7 +31,7 @@ pub use class::Class;
 pub use error::Refusal;
 pub use note::is_note;
 pub use physical::{Bank, Physical};
-pub use surveyor::{Avoidance, Surveyor};
+pub use surveyor::{Avoid, Avoidance, Surveyor};
 
 use buddy::{Found, FreeBlocks};
 use class::Classifier;

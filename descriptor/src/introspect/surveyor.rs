@@ -1,7 +1,10 @@
 use std::fmt;
+use std::path::Path;
+
+use clap::ValueEnum;
 
 use super::{Fill, Introspection, Physical, Refusal, banks, introspect};
-use crate::image::{ImageError, ImageReader, Survey, survey};
+use crate::image::{ImageError, ImageIndex, ImageReader, Survey, survey};
 use crate::vm::Hypervisor;
 use crate::{Descriptor, FrameSet, Gfn, PageCount, Report};
 
@@ -70,10 +73,33 @@ pub enum Avoidance {
     Refused(Refusal),
 }
 
+/// Whether a guest's free pages are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Avoid {
+    /// Where they can be told.
+    #[default]
+    Auto,
+    /// Only zero pages are avoided.
+    Off,
+}
+
 impl Surveyor {
-    /// Enters the guest's free frames into `descriptor`, where its memory is believed.
-    pub fn avoid(self, image: &ImageReader, descriptor: &mut Descriptor) -> Avoidance {
-        match self.introspect(image, descriptor.identity.hypervisor) {
+    /// Enters the guest's free frames into a descriptor that was just made, where they are wanted and its memory is believed.
+    /// `folder` is where the relative paths of `index` count from.
+    ///
+    /// # Errors
+    /// When the image's files cannot be opened.
+    pub fn avoid(
+        self,
+        avoid: Avoid,
+        (mut descriptor, index): (Descriptor, ImageIndex),
+        folder: &Path,
+    ) -> Result<(Descriptor, ImageIndex, Avoidance), ImageError> {
+        if avoid == Avoid::Off {
+            return Ok((descriptor, index, Avoidance::Off));
+        }
+        let image = ImageReader::new(index, folder)?;
+        let avoidance = match self.introspect(&image, descriptor.identity.hypervisor) {
             Ok(introspection) => match introspection.fill {
                 Fill::Zero => {
                     descriptor.free = introspection.free.clone();
@@ -82,7 +108,8 @@ impl Surveyor {
                 Fill::Poison(_) => Avoidance::Poisoned(Box::new(introspection)),
             },
             Err(refusal) => Avoidance::Refused(refusal),
-        }
+        };
+        Ok((descriptor, image.into_index(), avoidance))
     }
 }
 

@@ -255,8 +255,7 @@ mod tests {
     #[test]
     fn free_frames_are_found() {
         let found = memory().introspect().unwrap();
-        let runs: Vec<(u64, u64)> =
-            found.free.runs().map(|run| (run.start().index(), run.count().get())).collect();
+        let runs: Vec<(u64, u64)> = found.free.runs().map(|run| (run.start().index(), run.count().get())).collect();
         assert_eq!(runs, [(512, 8), (600, 1), (602, 2), (700, 2), (705, 1), (710, 2), (1024, 1024)]);
         assert_eq!((found.release.as_str(), found.fill), (RELEASE, Fill::Zero));
         let counts = found.counts();
@@ -317,13 +316,24 @@ mod tests {
         assert!(matches!(refused(|memory| memory.put(NOTE * PAGE_SIZE, &[0; 64])), Refusal::NoNote));
         assert!(matches!(refused(|memory| memory.put(40 * PAGE_SIZE + 130, b"5.10")), Refusal::Release { .. }));
         assert!(matches!(refused(|memory| memory.put_u64(20 * PAGE_SIZE + 511 * 8, 0)), Refusal::Unmapped(_)));
-        assert!(matches!(refused(|memory| memory.put_u64(COUNTS, 9)), Refusal::Counters { order: 0, counted: 9, found: 1 }));
-        assert!(matches!(refused(|memory| memory.put_u64(page(600) + 40, 11)), Refusal::Order { frame: 600, order: 11 }));
-        assert!(matches!(refused(|memory| memory.put_u64(page(600) + 40, 4)), Refusal::Misaligned { frame: 600, order: 4 }));
+        assert!(matches!(
+            refused(|memory| memory.put_u64(COUNTS, 9)),
+            Refusal::Counters { order: 0, counted: 9, found: 1 }
+        ));
+        assert!(matches!(
+            refused(|memory| memory.put_u64(page(600) + 40, 11)),
+            Refusal::Order { frame: 600, order: 11 }
+        ));
+        assert!(matches!(
+            refused(|memory| memory.put_u64(page(600) + 40, 4)),
+            Refusal::Misaligned { frame: 600, order: 4 }
+        ));
         assert!(matches!(refused(|memory| memory.put_u32(page(514) + 48, BUDDY)), Refusal::Overlap(514)));
         assert!(matches!(refused(|memory| memory.put_u32(page(1500) + 52, 1)), Refusal::InUse(1500)));
         let lacking = note().replace("SIZE(zone)", "SIZE(zoo)");
-        assert!(matches!(refused(|memory| memory.put_note(NOTE, &lacking)), Refusal::MissingKey(key) if key == "SIZE(zone)"));
+        assert!(
+            matches!(refused(|memory| memory.put_note(NOTE, &lacking)), Refusal::MissingKey(key) if key == "SIZE(zone)")
+        );
         let large = note().replace("PAGESIZE=4096", "PAGESIZE=65536");
         assert!(matches!(refused(|memory| memory.put_note(NOTE, &large)), Refusal::PageSize(_)));
     }

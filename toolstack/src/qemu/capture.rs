@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use descriptor::image::{ImageReader, zero_frames};
+use descriptor::image::ImageReader;
 use descriptor::import::qemu::capture::{self, Captured, Progress};
-use descriptor::import::qemu::{Origin, import};
+use descriptor::import::qemu::{ImportError, Origin, import};
+use descriptor::introspect::Surveyor;
 use descriptor::{Endpoint, FrameSet, ImageId};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -81,12 +82,15 @@ pub(super) fn write(
     let origin = Origin { servers: servers.to_vec(), ..origin };
     bar.set_message("looking for zeros");
     bar.set_position(0);
+    let mut surveyor = Surveyor::default();
     let scan = |image: &ImageReader, frames: &FrameSet| {
         bar.set_length(frames.count().bytes());
-        zero_frames(image, frames, &|done| bar.inc(done.bytes()))
+        surveyor.zero_frames(image, frames, &|done| bar.inc(done.bytes()))
     };
     let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (descriptor, index) = import(&files, origin, folder, scan)?;
+    let made = import(&files, origin, folder, scan)?;
+    bar.set_message("looking for free pages");
+    let (descriptor, index, avoidance) = surveyor.avoid(parent.avoid, made, folder).map_err(ImportError::from)?;
     bar.finish_and_clear();
 
     let paths = Capture { descriptor: with_extension(name, "snow"), index: with_extension(name, "snowidx") };
@@ -98,7 +102,8 @@ pub(super) fn write(
     if json {
         let report = json!({
             "image": image, "parent": descriptor.identity.parent, "method": method.name(), "pause_us": pause_us,
-            "memory_bytes": memory, "descriptor_bytes": size, "descriptor": paths.descriptor, "index": paths.index,
+            "memory_bytes": memory, "descriptor_bytes": size, "zero_bytes": descriptor.zero.count().bytes(),
+            "free_bytes": descriptor.free_data().count().bytes(), "avoidance": avoidance.to_string(), "descriptor": paths.descriptor, "index": paths.index,
         });
         println!("{report}");
     } else {
@@ -109,6 +114,7 @@ pub(super) fn write(
             bytes(memory),
             bytes(size),
         );
+        eprintln!("free pages: {avoidance}");
         eprintln!("  {}", paths.descriptor.display());
         eprintln!("  {}", paths.index.display());
     }
