@@ -5,6 +5,7 @@
 //! - [`vm`]: the descriptor of a VM, what a clone needs to begin;
 //! - [`image`]: where the pages of an image lie in its files ([`image::ExtentTable`]);
 //! - [`import`]: how the hypervisors' own formats become descriptors and image indexes;
+//! - [`introspect`]: which frames an unmodified Linux guest holds free, and what it uses the others for;
 //! - [`mod@file`]: the files that hold a descriptor or an image's index;
 //! - [`cli`]: the `descriptor` command;
 //! - [`fetch`]: the protocol by which a pager asks a page server for pages, as a codec without I/O.
