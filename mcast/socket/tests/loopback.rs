@@ -23,7 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Every way to use the kernel.
 fn all_features() -> impl Iterator<Item = Features> {
-    [(false, true), (false, false)].map(|(ring, offload)| Features { ring, offload }).into_iter()
+    [(true, true), (true, false), (false, true), (false, false)]
+        .map(|(ring, offload)| Features { ring, offload })
+        .into_iter()
 }
 
 fn group(number: u8) -> Group {
@@ -277,14 +279,11 @@ fn drops_are_counted_and_what_was_kept_is_whole() {
 #[test]
 fn other_groups_and_sources_stay_out() {
     let (group, other) = (group(7), "239.255.71.107:20007%lo".parse::<Group>().unwrap());
-    let (mut ours, mut foreign) = (
-        station(&group, Features { ring: false, offload: true }),
-        station(&other, Features { ring: false, offload: true }),
-    );
+    let (mut ours, mut foreign) = (station(&group, Features::ALL), station(&other, Features::ALL));
     let stranger: SocketAddr = "127.0.0.2:9".parse().unwrap();
-    let mut receiver_ours = receiver(&group, ours.local(), Features { ring: false, offload: true });
-    let mut receiver_other = receiver(&other, foreign.local(), Features { ring: false, offload: true });
-    let mut elsewhere = receiver(&group, stranger, Features { ring: false, offload: true });
+    let mut receiver_ours = receiver(&group, ours.local(), Features::ALL);
+    let mut receiver_other = receiver(&other, foreign.local(), Features::ALL);
+    let mut elsewhere = receiver(&group, stranger, Features::ALL);
     assert!(ours.send(b"ours") && foreign.send(b"foreign"));
     ours.wait(Some(Duration::ZERO)).unwrap();
     foreign.wait(Some(Duration::ZERO)).unwrap();
@@ -301,9 +300,9 @@ fn other_groups_and_sources_stay_out() {
 #[test]
 fn a_receiver_finds_the_interface_of_a_server_on_its_host() {
     let named = group(8);
-    let mut station = station(&named, Features { ring: false, offload: true });
+    let mut station = station(&named, Features::ALL);
     let unnamed = Group { interface: None, ..named };
-    let mut receiver = receiver(&unnamed, station.local(), Features { ring: false, offload: true });
+    let mut receiver = receiver(&unnamed, station.local(), Features::ALL);
     assert_eq!(receiver.interface(), Some("lo"));
     assert!(station.send(b"here"));
     station.wait(Some(Duration::ZERO)).unwrap();
@@ -339,9 +338,8 @@ fn errors_are_for_people() {
 #[test]
 fn thirty_two_receivers_each_get_a_copy() {
     let group = group(10);
-    let mut station = station(&group, Features { ring: false, offload: true });
-    let mut receivers: Vec<_> =
-        (0..32).map(|_| receiver(&group, station.local(), Features { ring: false, offload: true })).collect();
+    let mut station = station(&group, Features::ALL);
+    let mut receivers: Vec<_> = (0..32).map(|_| receiver(&group, station.local(), Features::ALL)).collect();
     let (burst, expected) = burst(1448, 100, 40, 3);
     assert!(station.submit(burst).is_ok());
     assert!(finish(&mut station).iter().all(Result::is_ok));

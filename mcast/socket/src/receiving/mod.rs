@@ -1,6 +1,7 @@
 //! The receiver's side: joins the group, and takes apart what the kernel has coalesced.
 
 mod plain;
+mod ring;
 mod segments;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::SendFlags;
 
 use self::plain::Plain;
+use self::ring::Ring;
 use self::segments::Segments;
 use crate::Features;
 use crate::control::{self, Facts};
@@ -18,7 +20,10 @@ use crate::error::SocketError;
 use crate::group::Group;
 use crate::interface::Chosen;
 use crate::open::{self, ReceiverOptions, ReceiverSocket, system};
-use crate::sys;
+use crate::sys::{self, Message};
+
+/// Bytes of a message: all that one can have.
+const SIZE: usize = 1 << 16;
 
 /// How a receiver is to be.
 #[derive(Clone, Debug)]
@@ -61,13 +66,18 @@ pub struct Receiving {
     server: SocketAddr,
     interface: Option<Chosen>,
     buffer: Buffer,
-    lane: Plain,
+    lane: Lane,
     offload: bool,
     /// The rest of the message that datagrams are being taken from.
     message: Option<(u16, Segments)>,
     source: Option<IpAddr>,
     drops: u32,
     truncated: u64,
+}
+
+enum Lane {
+    Ring(Box<Ring>),
+    Plain(Box<Plain>),
 }
 
 /// What a socket can hold.
@@ -90,13 +100,21 @@ impl Receiving {
             ReceiverOptions { server: *server, local: *local, source_specific: *source_specific, buffer: *wanted };
         let ReceiverSocket { fd, server, interface, buffer: got } = open::receiver(group, &options)?;
         let offload = features.offload && sys::set_int(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        let lane = match features.ring.then(|| Ring::new(fd.as_fd())).transpose() {
+            Ok(Some(ring)) => Lane::Ring(Box::new(ring)),
+            Ok(None) => Lane::Plain(Box::new(Plain::new())),
+            Err(error) => {
+                tracing::info!(%error, "no io_uring of Linux 6.0 for the group; plain system calls serve");
+                Lane::Plain(Box::new(Plain::new()))
+            }
+        };
         Ok(Self {
             group: group.clone(),
             socket: fd,
             server,
             interface,
             buffer: Buffer { wanted: *wanted, got },
-            lane: Plain::new(),
+            lane,
             offload,
             message: None,
             source: source_specific.then_some(server.ip()),
@@ -136,12 +154,16 @@ impl Receiving {
 
     /// True when a datagram can be had that [`Receiving::fd`] does not tell of.
     pub fn has_more(&self) -> bool {
-        self.message.as_ref().is_some_and(|(_, segments)| !segments.is_empty()) || self.lane.has_more()
+        self.message.as_ref().is_some_and(|(_, segments)| !segments.is_empty())
+            || matches!(&self.lane, Lane::Plain(lane) if lane.has_more())
     }
 
     /// What becomes readable when datagrams arrive.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match &self.lane {
+            Lane::Ring(lane) => lane.fd(),
+            Lane::Plain(_) => self.socket.as_fd(),
+        }
     }
 
     /// Sends a datagram to the server; false when it had to be dropped because the socket is full.
@@ -187,7 +209,7 @@ impl Receiving {
 
     /// What is in use.
     pub fn features(&self) -> Features {
-        Features { ring: false, offload: self.offload }
+        Features { ring: matches!(self.lane, Lane::Ring(_)), offload: self.offload }
     }
 
     /// Bytes of datagrams that the socket holds while nobody reads them, as far as one can say: the kernel counts its
@@ -216,6 +238,22 @@ impl Receiving {
     /// Datagrams that were too long for any buffer, and dropped.
     pub fn truncated(&self) -> u64 {
         self.truncated
+    }
+}
+
+impl Lane {
+    fn next(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<u16>> {
+        match self {
+            Self::Ring(lane) => lane.next(),
+            Self::Plain(lane) => lane.next(socket),
+        }
+    }
+
+    fn message(&self, place: u16) -> Message<'_> {
+        match self {
+            Self::Ring(lane) => lane.message(place),
+            Self::Plain(lane) => lane.message(place),
+        }
     }
 }
 

@@ -3,13 +3,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use super::SIZE;
 use crate::sys::{Batch, Message};
 
 /// Messages that are received at a time. Coalesced, sixteen are close to a megabyte.
 const MESSAGES: usize = 16;
-
-/// Bytes of a message: all that one can have.
-const SIZE: usize = 1 << 16;
 
 /// The lane of plain system calls.
 pub(super) struct Plain {

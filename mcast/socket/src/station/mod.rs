@@ -2,6 +2,7 @@
 
 mod plain;
 mod ready;
+mod ring;
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use self::plain::Plain;
 use self::ready::Ready;
+use self::ring::Ring;
 use crate::Features;
 use crate::burst::Burst;
 use crate::error::{SendError, SocketError};
@@ -92,13 +94,29 @@ pub enum Event<'a, K> {
 pub struct Station<K> {
     socket: OwnedFd,
     facts: Facts,
-    lane: Plain<K>,
+    lane: Lane<K>,
     /// Bursts under way.
     bursts: usize,
     controls: usize,
     /// Control datagrams for use again.
     spare: Vec<Burst<K>>,
     ready: VecDeque<Ready<K>>,
+}
+
+#[derive(Debug)]
+enum Lane<K> {
+    Ring(Box<Ring<K>>),
+    Plain(Box<Plain<K>>),
+}
+
+/// Calls a method of whichever lane it is.
+macro_rules! of_lane {
+    ($lane:expr, $method:ident($($argument:expr),*)) => {
+        match $lane {
+            Lane::Ring(lane) => lane.$method($($argument),*),
+            Lane::Plain(lane) => lane.$method($($argument),*),
+        }
+    };
 }
 
 #[derive(Debug)]
@@ -122,10 +140,19 @@ impl<K> Station<K> {
         let wake = wake.map(|wake| wake.try_clone_to_owned()).transpose();
         let wake = wake.map_err(system(group, "watch the event counter"))?;
         let offload = features.offload && sys::get_int(fd.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
+        let ring = features.ring.then(|| Ring::new(fd.as_fd(), to, wake.as_ref().map(AsFd::as_fd), offload));
+        let lane = match ring.transpose() {
+            Ok(Some(ring)) => Lane::Ring(Box::new(ring)),
+            Ok(None) => Lane::Plain(Box::new(Plain::new(to, wake, offload))),
+            Err(error) => {
+                tracing::info!(%error, "no io_uring of Linux 6.0 for the group; plain system calls serve");
+                Lane::Plain(Box::new(Plain::new(to, wake, offload)))
+            }
+        };
         Ok(Self {
             socket: fd,
             facts: Facts { local, interface, max_datagram },
-            lane: Plain::new(to, wake, offload),
+            lane,
             bursts: 0,
             controls: 0,
             spare: Vec::new(),
@@ -151,7 +178,7 @@ impl<K> Station<K> {
 
     /// What is in use. Offload goes when the device turns out not to do it.
     pub fn features(&self) -> Features {
-        Features { ring: false, offload: self.lane.offload() }
+        Features { ring: matches!(self.lane, Lane::Ring(_)), offload: of_lane!(&self.lane, offload()) }
     }
 
     /// How many bursts can be submitted at present.
@@ -177,7 +204,7 @@ impl<K> Station<K> {
             return Err(burst);
         }
         self.bursts += 1;
-        self.lane.submit(burst, false);
+        of_lane!(&mut self.lane, submit(burst, false));
         Ok(())
     }
 
@@ -195,7 +222,7 @@ impl<K> Station<K> {
         burst.reset(datagram.len() as u16);
         burst.copy(datagram);
         self.controls += 1;
-        self.lane.submit(burst, true);
+        of_lane!(&mut self.lane, submit(burst, true));
         true
     }
 
@@ -205,12 +232,12 @@ impl<K> Station<K> {
     /// When the kernel refuses to wait or to receive; never because of something that was sent.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = if self.ready.is_empty() { timeout } else { Some(Duration::ZERO) };
-        self.lane.wait(self.socket.as_fd(), timeout, &mut self.ready)
+        of_lane!(&mut self.lane, wait(self.socket.as_fd(), timeout, &mut self.ready))
     }
 
     /// The next event, without waiting.
     pub fn next_event(&mut self) -> Option<Event<'_, K>> {
-        loop {
+        let place = loop {
             match self.ready.pop_front()? {
                 Ready::Sent { burst, result, control: false } => {
                     self.bursts -= 1;
@@ -227,15 +254,26 @@ impl<K> Station<K> {
                     }
                 }
                 Ready::Feedback(place) => {
-                    // Whatever has no address of ours is no feedback.
-                    if let Some((from, bytes)) = self.lane.feedback(place) {
-                        return Some(Event::Feedback { from, bytes });
+                    if of_lane!(&mut self.lane, lend(place)) {
+                        break place;
                     }
                 }
                 Ready::Woken => return Some(Event::Woken),
             }
-        }
+        };
+        let (from, bytes) = of_lane!(&self.lane, feedback(place))?;
+        Some(Event::Feedback { from, bytes })
     }
+}
+
+/// True where a burst of several datagrams failed because the device does no checksums, so that the kernel does no
+/// segmentation for it.
+fn is_no_offload<K>(error: &io::Error, burst: &Burst<K>) -> bool {
+    let lacking = error.raw_os_error() == Some(libc::EIO) && burst.datagrams() > 1;
+    if lacking {
+        tracing::info!("the interface does not take bursts; sending datagram by datagram");
+    }
+    lacking
 }
 
 /// True for what is over in a moment: no memory for a datagram, a queue that is full.

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::ready::Ready;
-use super::{FEEDBACK, FEEDBACK_SIZE, PAUSE, TRIES, is_passing};
+use super::{FEEDBACK, FEEDBACK_SIZE, PAUSE, TRIES, is_no_offload, is_passing};
 use crate::address;
 use crate::burst::Burst;
 use crate::sys::{self, Batch, Outgoing};
 
 /// The lane of plain system calls.
 pub(super) struct Plain<K> {
+    to: SocketAddr,
     wake: Option<OwnedFd>,
     offload: bool,
     /// What is still to be sent, in its order.
@@ -32,10 +33,11 @@ pub(super) struct Plain<K> {
 impl<K> Plain<K> {
     pub(super) fn new(to: SocketAddr, wake: Option<OwnedFd>, offload: bool) -> Self {
         Self {
+            to,
             wake,
             offload,
             queue: VecDeque::new(),
-            outgoing: Outgoing::new(to),
+            outgoing: Outgoing::new(),
             sent: None,
             tries: 0,
             pause: None,
@@ -90,7 +92,12 @@ impl<K> Plain<K> {
         Ok(())
     }
 
-    /// The datagram at that place and its source.
+    /// Lends the datagram at that place; false when it is no feedback: too long, or without an address of a source.
+    pub(super) fn lend(&mut self, place: u16) -> bool {
+        self.feedback(place).is_some()
+    }
+
+    /// The datagram that is lent, and its source.
     pub(super) fn feedback(&self, place: u16) -> Option<(SocketAddr, &[u8])> {
         let message = self.batch.message(place.into()).filter(|message| !message.truncated)?;
         Some((address::decode(message.name)?, message.payload))
@@ -101,7 +108,7 @@ impl<K> Plain<K> {
         self.pause = None;
         while let Some((burst, _)) = self.queue.front() {
             let first = *self.sent.get_or_insert_with(|| {
-                self.outgoing.set(burst, self.offload);
+                self.outgoing.set(self.to, burst, self.offload);
                 0
             });
             let result = match sys::send(socket, &mut self.outgoing, first) {
@@ -117,9 +124,7 @@ impl<K> Plain<K> {
                     self.pause = Some(Instant::now() + PAUSE);
                     return;
                 }
-                // The device does no checksums, so the kernel does no segmentation for it.
-                Err(error) if error.raw_os_error() == Some(libc::EIO) && self.offload && burst.datagrams() > 1 => {
-                    tracing::info!("the interface does not take bursts; sending datagram by datagram");
+                Err(error) if self.offload && is_no_offload(&error, burst) => {
                     (self.offload, self.sent) = (false, None);
                     continue;
                 }

@@ -22,14 +22,15 @@ pub(crate) struct Outgoing {
 unsafe impl Send for Outgoing {}
 
 impl Outgoing {
-    pub(crate) fn new(to: SocketAddr) -> Box<Self> {
-        let control = [0; control::SEGMENT];
-        Box::new(Self { name: Name::new(to), control, pieces: Vec::new(), messages: Vec::new() })
+    pub(crate) fn new() -> Box<Self> {
+        let (name, control) = (Name::new(SocketAddr::from(([0; 4], 0))), [0; control::SEGMENT]);
+        Box::new(Self { name, control, pieces: Vec::new(), messages: Vec::new() })
     }
 
-    /// Describes `burst`: one message that the kernel cuts, with `offload`; else a message for each datagram.
-    pub(crate) fn set<K>(&mut self, burst: &Burst<K>, offload: bool) {
+    /// Describes `burst` to an address: one message that the kernel cuts, with `offload`; else a message for each datagram.
+    pub(crate) fn set<K>(&mut self, to: SocketAddr, burst: &Burst<K>, offload: bool) {
         let Self { name, control, pieces, messages } = self;
+        *name = Name::new(to);
         let whole = offload || burst.datagrams() == 1;
         let segment = if whole { burst.len() } else { usize::from(burst.segment()) };
         pieces.clear();

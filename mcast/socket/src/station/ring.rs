@@ -1,0 +1,126 @@
+//! Sends and receives by an io_uring.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use super::ready::Ready;
+use super::{FEEDBACK_SIZE, PAUSE, TRIES, is_no_offload, is_passing};
+use crate::address;
+use crate::burst::Burst;
+use crate::sys::{Completion, SocketRing};
+
+/// Buffers for feedback: more than what comes while one turn of the loop goes by. The rest waits in the socket.
+const BUFFERS: u16 = 256;
+
+/// The lane of an io_uring.
+pub(super) struct Ring<K> {
+    ring: SocketRing<InFlight<K>>,
+    to: SocketAddr,
+    offload: bool,
+    /// What the kernel had no memory for, until when.
+    later: VecDeque<(Instant, InFlight<K>)>,
+    /// The buffer that is lent out.
+    lent: Option<u16>,
+}
+
+/// A burst under way.
+struct InFlight<K> {
+    burst: Burst<K>,
+    control: bool,
+    /// How often the kernel had no memory for it.
+    tries: u32,
+}
+
+impl<K> Ring<K> {
+    pub(super) fn new(
+        socket: BorrowedFd<'_>,
+        to: SocketAddr,
+        wake: Option<BorrowedFd<'_>>,
+        offload: bool,
+    ) -> io::Result<Self> {
+        let ring = SocketRing::new(socket, wake, BUFFERS, FEEDBACK_SIZE)?;
+        Ok(Self { ring, to, offload, later: VecDeque::new(), lent: None })
+    }
+
+    pub(super) fn offload(&self) -> bool {
+        self.offload
+    }
+
+    pub(super) fn submit(&mut self, burst: Burst<K>, control: bool) {
+        self.send(InFlight { burst, control, tries: 0 });
+    }
+
+    pub(super) fn wait(
+        &mut self,
+        _socket: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+        ready: &mut VecDeque<Ready<K>>,
+    ) -> io::Result<()> {
+        self.take_back();
+        let now = Instant::now();
+        while let Some((_, send)) = self.later.pop_front_if(|(time, _)| *time <= now) {
+            self.send(send);
+        }
+        let pause = self.later.front().map(|(time, _)| time.saturating_duration_since(now));
+        self.ring.wait(timeout.into_iter().chain(pause).min())?;
+        while let Some(completion) = self.ring.next()? {
+            match completion {
+                Completion::Sent { what, result } => ready.extend(self.sent(what, result)),
+                Completion::Received(buffer) => ready.push_back(Ready::Feedback(buffer)),
+                Completion::Woken => ready.push_back(Ready::Woken),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lends the datagram at that place; false when it is no feedback: too long, or without an address of a source.
+    pub(super) fn lend(&mut self, place: u16) -> bool {
+        self.take_back();
+        self.lent = Some(place);
+        self.feedback(place).is_some()
+    }
+
+    /// The datagram that is lent, and its source.
+    pub(super) fn feedback(&self, place: u16) -> Option<(SocketAddr, &[u8])> {
+        let message = self.ring.message(place);
+        let payload = Some(message.payload).filter(|payload| !message.truncated && payload.len() <= FEEDBACK_SIZE)?;
+        Some((address::decode(message.name)?, payload))
+    }
+
+    fn take_back(&mut self) {
+        if let Some(buffer) = self.lent.take() {
+            self.ring.give_back(buffer);
+        }
+    }
+
+    fn send(&mut self, send: InFlight<K>) {
+        let (to, offload) = (self.to, self.offload);
+        self.ring.send(send, |send, outgoing| outgoing.set(to, &send.burst, offload));
+    }
+
+    /// Sends it once more, where that may help.
+    fn sent(&mut self, mut send: InFlight<K>, result: io::Result<()>) -> Option<Ready<K>> {
+        match result {
+            Err(error) if is_no_offload(&error, &send.burst) => {
+                self.offload = false;
+                self.later.push_front((Instant::now(), send));
+                None
+            }
+            Err(error) if is_passing(&error) && send.tries < TRIES => {
+                send.tries += 1;
+                self.later.push_back((Instant::now() + PAUSE, send));
+                None
+            }
+            result => Some(Ready::Sent { burst: send.burst, result, control: send.control }),
+        }
+    }
+}
+
+impl<K> std::fmt::Debug for Ring<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("offload", &self.offload).finish_non_exhaustive()
+    }
+}
