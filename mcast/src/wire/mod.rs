@@ -37,6 +37,8 @@
 mod error;
 mod message;
 mod structs;
+#[cfg(test)]
+mod tests;
 
 pub use error::WireError;
 pub use message::{

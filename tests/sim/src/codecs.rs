@@ -4,6 +4,8 @@ use descriptor::fetch::{Message, Preamble, decode, decode_preamble};
 use descriptor::import::qemu::Layout;
 use descriptor::import::qemu::stream::Stream;
 use descriptor::{FrameRange, FrameSet, PageCount};
+use mcast::wire::Datagram;
+use mcast::{BlockMap, ChunkSet};
 use memtap::port::qemu::return_path::{Message as QemuMessage, ReturnPath, ReturnPathError};
 
 /// The universe of the frame sets: 4 GiB of memory, more than one chunk of bitmap and not a whole number of them.
@@ -24,6 +26,34 @@ pub fn fetch(bytes: &[u8]) {
         assert!((1..=rest.len()).contains(&length), "a message of {length} bytes in {}", rest.len());
         check(&message);
         rest = &rest[length..];
+    }
+}
+
+/// Decodes `bytes` as a datagram of a multicast channel, and what a shard or a report holds.
+///
+/// # Panics
+/// When what was accepted is not the same after it was encoded and decoded again, or grew by that.
+pub fn mcast_wire(bytes: &[u8]) {
+    if let Some(map) = bytes.first_chunk::<{ BlockMap::LENGTH }>()
+        && let Ok(decoded) = BlockMap::decode(map, UNIVERSE)
+    {
+        assert_eq!(decoded.encode(), *map);
+        assert!(decoded.runs().all(|(range, _)| range.end().index() <= UNIVERSE.get()));
+    }
+    let Ok(datagram) = Datagram::decode(bytes) else {
+        return;
+    };
+    let mut encoded = Vec::new();
+    datagram.encode(&mut encoded);
+    assert!(encoded.len() <= bytes.len(), "{} bytes became {}", bytes.len(), encoded.len());
+    assert_eq!(Datagram::decode(&encoded), Ok(datagram));
+    match datagram {
+        Datagram::Shard(shard) => mcast_wire(shard.payload),
+        Datagram::Report(report) => {
+            let chunks = report.lacks.map_or(ChunkSet::new(100), |lacks| lacks.set(100));
+            assert!(chunks.iter().all(|chunk| chunk < 100));
+        }
+        Datagram::Pulse(_) | Datagram::Confirm(_) | Datagram::Nack(_) => {}
     }
 }
 
@@ -116,6 +146,7 @@ mod tests {
         #[test]
         fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             fetch(&bytes);
+            mcast_wire(&bytes);
             frame_set(&bytes);
             qemu_return_path(&bytes);
             qemu_stream(&bytes);
@@ -126,6 +157,13 @@ mod tests {
             let mut bytes = vec![kind, 0, 0, 0, length, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
             bytes.extend(body);
             fetch(&bytes);
+        }
+
+        #[test]
+        fn datagrams_that_begin_well(kind in 1..9_u8, bulk: bool, body in proptest::collection::vec(0..4_u8, 200)) {
+            let mut bytes = vec![1, kind | if bulk { 0x80 } else { 0 }];
+            bytes.extend(body);
+            mcast_wire(&bytes);
         }
 
         #[test]
