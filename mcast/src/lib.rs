@@ -1,11 +1,39 @@
 //! Reliable multicast of the pages of a VM's memory: one answer serves every clone.
 //!
-//! - [`wire`]: the datagrams, as checked views of bytes and their encoders;
-//! - [`BlockMap`], [`BlockId`], [`Geometry`]: how pages are grouped into blocks and cut into shards;
-//! - [`ChannelParameters`], [`Start`], [`Member`]: what both sides of a channel agree on over the unicast lane;
-//! - [`fec`], [`Assembler`]: parity, and the bytes of incomplete blocks;
-//! - [`sender`] and [`receiver`]: the state machines, which deal in frames and never see a page's bytes;
-//! - [`intake`]: the receiver together with the bytes of incomplete blocks.
+//! ```text
+//!         server                                                    each clone
+//!   ┌────────────────────────┐                            ┌──────────────────────────────┐
+//!   │ demand, order, members │                            │ pages of runs of frames      │
+//!   │           ▼            │                            │           ▲                  │
+//!   │        Sender ◀────────┼──── NACK, REPORT ◀─────────┼─ Intake = Receiver, which    │
+//!   │           │ Transmit   │        (unicast)           │    │      says where a shard │
+//!   │           ▼            │                            │    │      belongs and what   │
+//!   │ shell: bytes of the    │                            │    │      is asked for again │
+//!   │ image, in pieces of a  │                            │    └─── + Assembler, which   │
+//!   │ BlockMap; fec::parity  │                            │           keeps the bytes    │
+//!   └───────────┬────────────┘                            └───────────▲──────────────────┘
+//!               └───── DATA, REPAIR, PARITY, CONFIRM, HEARTBEAT, END ─┘
+//!                                    (to the group)
+//! ```
+//!
+//! A sender groups pages into *blocks*, whose bytes (a map of the frames, then the stored pages) it cuts into *shards*, one a
+//! datagram. Whoever misses shards asks for them by block; the answer, the shards themselves or rows of parity, goes to
+//! everybody. There are two classes: *demand*, which somebody waits for, and *bulk*, which is pushed ahead of need.
+//!
+//! - [`wire`]: the datagrams, as values that were checked, and their encoders; with the protocol's diagram and versioning rule;
+//! - [`BlockId`], [`BlockMap`], [`Piece`]: which frames a block has, and where the bytes of a shard come from;
+//! - [`Geometry`], [`Shard`], [`ShardSet`]: how the bytes of a block are cut;
+//! - [`ChannelParameters`], [`Start`], [`Member`]: what both sides agree on over the unicast lane;
+//! - [`ChunkSet`], [`Lacks`]: what a clone lacks, coarsely; [`Serial`]: numbers that wrap;
+//! - [`sender`]: what is multicast next, and how fast; it sees frames, never bytes;
+//! - [`receiver`]: what is missing, asked for again and reported; it never sees bytes either;
+//! - [`fec`], [`Assembler`]: parity, and the bytes of blocks that are not complete yet;
+//! - [`intake`]: the receiver and the bytes together, from datagrams to pages.
+//!
+//! What this crate deliberately does not do: it opens no socket, reads no clock, starts no thread and contains no unsafe code.
+//! Time is a `Duration` since an epoch of the caller's, randomness comes from a seed. It decides neither which lane a request
+//! takes nor when it has waited long enough, since the unicast lane and its deadlines are the pager's. Nothing is authenticated
+//! here: a datagram of another session, or one that contradicts what came before, is dropped and counted.
 #![forbid(unsafe_code)]
 
 mod assembler;

@@ -34,16 +34,25 @@
 //! counts, classes known, numbers of entries within bounds. Session, member and the agreement with what came before are for
 //! the receiving state machine to check.
 
+mod codec;
+mod confirm;
+mod datagram;
 mod error;
-mod message;
+mod nack;
+mod pulse;
+mod report;
+mod shard;
 mod structs;
 #[cfg(test)]
 mod tests;
 
+pub use confirm::{Answer, Confirm, Confirmation};
+pub use datagram::Datagram;
 pub use error::WireError;
-pub use message::{
-    Answer, Confirm, Confirmation, Datagram, Lack, LackBits, Nack, Pulse, PulseKind, Report, ShardDatagram, ShardKind,
-};
+pub use nack::{Lack, Nack};
+pub use pulse::{Pulse, PulseKind};
+pub use report::{LackBits, Report};
+pub use shard::{ShardDatagram, ShardKind};
 pub use structs::{
     Confirmation as ConfirmationEntry, Lack as LackEntry, MapRun, MemberHeader, PulseBody, ReportBody, SenderHeader,
     ShardHeader, flag, how, kind,
