@@ -30,6 +30,32 @@
 //! - [`fec`], [`Assembler`]: parity, and the bytes of blocks that are not complete yet;
 //! - [`intake`]: the receiver and the bytes together, from datagrams to pages.
 //!
+//! A block, a loss, and parity:
+//!
+//! ```
+//! use descriptor::{FrameRange, Gfn, PageCount, fetch::Class, image::Content};
+//! use mcast::{Assembler, BlockId, BlockMap, ChannelParameters, Placed, Serial, Shard, fec};
+//!
+//! let channel = ChannelParameters::new(7, 1448, PageCount::new(1 << 18))?;
+//! let mut map = BlockMap::new();
+//! map.push(FrameRange::new(Gfn::new(0x1234), PageCount::new(2)), Content::Stored);
+//! let stream = [&map.encode()[..], &[0xa5; 8192]].concat();
+//! let mut row = vec![0; 1448];
+//! fec::parity(0..1, 1448, &stream, &mut row);
+//!
+//! let block = BlockId { class: Class::Bulk, number: Serial::new(0) };
+//! let mut assembler = Assembler::new(&channel, 1);
+//! for (index, shard) in stream.chunks(1448).enumerate().skip(1) {
+//!     assert_eq!(assembler.place(block, 6, Shard::Source(index as u8), shard), Placed::New);
+//! }
+//! assert_eq!(assembler.map(block), None, "the first shard was lost");
+//! assembler.place(block, 6, Shard::Parity(0), &row);
+//! assembler.recover(block)?;
+//! assert_eq!(assembler.map(block), Some(Ok(map)));
+//! assert_eq!(assembler.pages(block, 0..2), Some(&[0xa5; 8192][..]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! What this crate deliberately does not do: it opens no socket, reads no clock, starts no thread and contains no unsafe code.
 //! Time is a `Duration` since an epoch of the caller's, randomness comes from a seed. It decides neither which lane a request
 //! takes nor when it has waited long enough, since the unicast lane and its deadlines are the pager's. Nothing is authenticated
