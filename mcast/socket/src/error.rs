@@ -20,7 +20,7 @@ pub enum SocketError {
         there: Vec<String>,
     },
     /// The group cannot be reached from here.
-    #[error("{group}: no route to the group{}: {source}", on(interface))]
+    #[error("{group}: no route to the group{}: {source}{}", on(interface), hint_route(group, interface))]
     NoRoute {
         /// The group.
         group: Group,
@@ -107,6 +107,17 @@ impl SendError {
 
 fn on(interface: &Option<String>) -> String {
     interface.as_ref().map_or_else(String::new, |name| format!(" on {name}"))
+}
+
+fn hint_route(group: &Group, interface: &Option<String>) -> String {
+    match interface {
+        None => format!(" (name an interface, as {}%eth0)", group.socket_address()),
+        // Other interfaces have a route to all groups from the kernel.
+        Some(name) if name == "lo" && group.address.is_ipv6() => {
+            format!(" (loopback has none by itself: `ip -6 route add local {} dev lo table local`)", group.address)
+        }
+        Some(_) => " (is it up?)".into(),
+    }
 }
 
 fn hint_bind(error: &io::Error) -> &'static str {
