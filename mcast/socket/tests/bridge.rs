@@ -239,3 +239,77 @@ fn a_station_that_was_opened_elsewhere_belongs_to_the_thread_that_waits() {
     .join()
     .unwrap();
 }
+
+/// What the sockets can do, for people to look at: `cargo test -p mcast-socket --release --test bridge -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, of some seconds"]
+fn throughput_to_eight_hosts() {
+    const BYTES: usize = 1 << 30;
+    let Some(lab) = Lab::new("throughput_to_eight_hosts", 9, 1500) else { return };
+    let group: Group = "239.71.0.4:7071%net0".parse().unwrap();
+    for features in all_features() {
+        // What takes datagrams one by one is slow.
+        let total = if features.offload { BYTES } else { BYTES / 16 };
+        let mut station = lab.on(1, || open(StationConfig { features, ..StationConfig::new(group.clone()) }));
+        let server = station.local();
+        let bytes: Bytes = vec![7; 60 << 10].into();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let ready = std::sync::Barrier::new(9);
+        let start = std::time::Instant::now();
+        let received: Vec<(usize, u32, Duration)> = std::thread::scope(|scope| {
+            let (group, lab, done, ready) = (&group, &lab, &done, &ready);
+            let receivers: Vec<_> = (2..=9)
+                .map(|host| {
+                    scope.spawn(move || {
+                        lab.on(host, move || {
+                            let mut receiver = join(group, server, Some(address(group, host)), features);
+                            ready.wait();
+                            let (mut came, mut last) = (0, start);
+                            while !done.load(Ordering::Relaxed) || common::readable(&receiver, Duration::ZERO) {
+                                common::readable(&receiver, Duration::from_millis(50));
+                                while let Some(datagram) = receiver.receive().unwrap() {
+                                    came += datagram.bytes.len();
+                                    last = std::time::Instant::now();
+                                }
+                            }
+                            (came, receiver.drops(), last - start)
+                        })
+                    })
+                })
+                .collect();
+            ready.wait();
+            let segment = usize::from(station.max_datagram());
+            let length = (60 << 10) / segment * segment;
+            let mut left = total;
+            let mut spare: Vec<mcast_socket::Burst<Bytes>> = Vec::new();
+            while left > 0 {
+                while station.room() > 0 && left > 0 {
+                    let mut burst = spare.pop().unwrap_or_else(|| mcast_socket::Burst::new(segment as u16));
+                    burst.reset(segment as u16);
+                    (0..length / segment).for_each(|index| {
+                        burst.copy(&[1; 24]);
+                        burst.refer(bytes.as_ptr().addr() + index * segment, segment - 24);
+                    });
+                    burst.keep(bytes.clone());
+                    assert!(station.submit(burst).is_ok());
+                    left = left.saturating_sub(length);
+                }
+                station.wait(None).unwrap();
+                while let Some(event) = station.next_event() {
+                    let Event::Sent { burst, result: Ok(()) } = event else { panic!("{event:?}") };
+                    spare.push(burst);
+                }
+            }
+            println!("{features:?}: sent {:.2} GB/s", total as f64 / start.elapsed().as_secs_f64() / 1e9);
+            done.store(true, Ordering::Relaxed);
+            receivers.into_iter().map(|receiver| receiver.join().unwrap()).collect()
+        });
+        for (came, drops, time) in received {
+            println!(
+                "  {:.2} GB/s, {:.1} % of all, {drops} drops",
+                came as f64 / time.as_secs_f64() / 1e9,
+                100. * came as f64 / total as f64
+            );
+        }
+    }
+}

@@ -124,3 +124,42 @@ impl<K> std::fmt::Debug for Ring<K> {
         f.debug_struct("Ring").field("offload", &self.offload).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_that_may_go_otherwise_is_sent_again() {
+        let (socket, receiver) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let mut ring = Ring::new(socket.as_fd(), receiver.local_addr().unwrap(), None, true).unwrap();
+        for error in [libc::EIO, libc::ENOBUFS] {
+            let mut burst = Burst::<()>::new(100);
+            burst.copy(&[7; 250]);
+            let send = InFlight { burst, control: false, tries: 0 };
+            assert!(ring.sent(send, Err(io::Error::from_raw_os_error(error))).is_none());
+            assert!(!ring.offload());
+            let mut ready = VecDeque::new();
+            while ready.is_empty() {
+                ring.wait(socket.as_fd(), None, &mut ready).unwrap();
+            }
+            assert!(matches!(ready.pop_front(), Some(Ready::Sent { result: Ok(()), .. })));
+            let lengths = [0; 3].map(|_| receiver.recv(&mut [0; 1000]).unwrap());
+            assert_eq!(lengths, [100, 100, 50]);
+        }
+    }
+
+    #[test]
+    fn a_burst_that_never_goes_is_given_up() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut ring = Ring::new(socket.as_fd(), socket.local_addr().unwrap(), None, true).unwrap();
+        let mut burst = Burst::<()>::new(100);
+        burst.copy(&[7; 100]);
+        let send = InFlight { burst, control: false, tries: TRIES };
+        let ready = ring.sent(send, Err(io::Error::from_raw_os_error(libc::ENOBUFS)));
+        assert!(matches!(ready, Some(Ready::Sent { result: Err(_), .. })));
+    }
+}
