@@ -279,3 +279,32 @@ fn thirty_two_receivers_each_get_a_copy() {
     assert!(finish(&mut station).iter().all(Result::is_ok));
     assert!(receivers.iter_mut().all(|receiver| take(receiver, 40) == expected));
 }
+
+/// A descriptor that told nobody of what arrives once cost seconds: a ring that defers its work until it is entered wakes
+/// nobody who polls it.
+#[test]
+fn waiting_ends_when_a_datagram_arrives() {
+    let group = group(11);
+    for features in all_features() {
+        let mut station = station(&group, features);
+        let mut receiver = receiver(&group, station.local(), features);
+        std::thread::scope(|scope| {
+            let (ask, asked) = std::sync::mpsc::channel();
+            scope.spawn(move || {
+                while asked.recv().is_ok() {
+                    std::thread::sleep(Duration::from_millis(50));
+                    assert!(station.send(b"now"));
+                    station.wait(Some(Duration::ZERO)).unwrap();
+                }
+            });
+            for _ in 0..3 {
+                assert!(receiver.receive().unwrap().is_none());
+                ask.send(()).unwrap();
+                let start = Instant::now();
+                assert!(readable(&receiver, PATIENCE), "{features:?}");
+                assert!(start.elapsed() < PATIENCE / 2, "{features:?}: {:?}", start.elapsed());
+                assert_eq!(take(&mut receiver, 1), [b"now"]);
+            }
+        });
+    }
+}

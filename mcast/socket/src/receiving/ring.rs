@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::SIZE;
-use crate::sys::{Completion, Message, SocketRing};
+use crate::sys::{Completion, Message, SocketRing, Waiting};
 
 /// Buffers for messages: as many as the kernel fills in one go (`MULTISHOT_MAX_RETRY`). More would only be colder; the rest
 /// waits in the socket.
@@ -22,7 +22,7 @@ pub(super) struct Ring {
 impl Ring {
     /// Begins to receive, in the calling thread.
     pub(super) fn new(socket: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut ring = SocketRing::new(socket, None, BUFFERS, SIZE)?;
+        let mut ring = SocketRing::new(Waiting::Poll, socket, None, BUFFERS, SIZE)?;
         ring.wait(Some(Duration::ZERO))?;
         Ok(Self { ring, lent: None })
     }

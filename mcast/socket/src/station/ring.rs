@@ -10,7 +10,7 @@ use super::ready::Ready;
 use super::{FEEDBACK_SIZE, PAUSE, TRIES, is_no_offload, is_passing};
 use crate::address;
 use crate::burst::Burst;
-use crate::sys::{Completion, SocketRing};
+use crate::sys::{Completion, SocketRing, Waiting};
 
 /// Buffers for feedback: more than what comes while one turn of the loop goes by. The rest waits in the socket.
 const BUFFERS: u16 = 256;
@@ -41,7 +41,7 @@ impl<K> Ring<K> {
         wake: Option<BorrowedFd<'_>>,
         offload: bool,
     ) -> io::Result<Self> {
-        let ring = SocketRing::new(socket, wake, BUFFERS, FEEDBACK_SIZE)?;
+        let ring = SocketRing::new(Waiting::Inside, socket, wake, BUFFERS, FEEDBACK_SIZE)?;
         Ok(Self { ring, to, offload, later: VecDeque::new(), lent: None })
     }
 

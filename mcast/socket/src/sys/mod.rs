@@ -14,4 +14,5 @@ pub(crate) use batch::{Batch, Message, send};
 pub(crate) use interfaces::interfaces;
 pub(crate) use options::{get_int, join, leave, set_int};
 pub(crate) use outgoing::Outgoing;
+pub(crate) use ring::Waiting;
 pub(crate) use socket_ring::{Completion, SocketRing};

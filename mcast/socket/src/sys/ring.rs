@@ -15,6 +15,15 @@ const SUBMISSIONS: u32 = 128;
 /// they are sent one by one). More is caught by the kernel, at a cost.
 const COMPLETIONS: u32 = 1024;
 
+/// How a ring's thread waits for completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// By [`Uring::wait`] alone.
+    Inside,
+    /// By polling [`Uring::fd`], among others.
+    Poll,
+}
+
 /// An io_uring that belongs to the first thread that enters it.
 pub(super) struct Uring {
     ring: IoUring,
@@ -26,15 +35,20 @@ pub(super) struct Uring {
 }
 
 impl Uring {
-    /// A ring that is not yet anybody's.
+    /// A ring that is not yet anybody's, to be waited for as `waiting` says.
     ///
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or is older than 6.0, which brought multishot receives.
-    pub(super) fn new() -> io::Result<Self> {
-        let mut deferred = IoUring::builder();
+    pub(super) fn new(waiting: Waiting) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
         // The task-run flag lets a submission that does not wait still reap what is ready.
-        deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
-        let ring = deferred.setup_r_disabled().setup_cqsize(COMPLETIONS).build(SUBMISSIONS);
+        builder.setup_single_issuer().setup_taskrun_flag();
+        match waiting {
+            Waiting::Inside => builder.setup_defer_taskrun(),
+            // Deferred work would not wake whoever polls the descriptor.
+            Waiting::Poll => builder.setup_coop_taskrun(),
+        };
+        let ring = builder.setup_r_disabled().setup_cqsize(COMPLETIONS).build(SUBMISSIONS);
         let ring =
             ring.or_else(|_| IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).build(SUBMISSIONS))?;
         let mut probe = Probe::new();

@@ -10,7 +10,7 @@ use io_uring::{cqueue, opcode};
 use super::batch::Message;
 use super::buffers::{GROUP, SharedBuffers};
 use super::outgoing::{Outgoing, empty};
-use super::ring::Uring;
+use super::ring::{Uring, Waiting};
 use crate::address::NAME;
 use crate::control;
 
@@ -19,7 +19,12 @@ use crate::control;
 const OWN_HEAD: usize = 16;
 
 /// What stands before the payload in a buffer: the kernel's head, room for the source's address, room for control messages.
-const HEAD: usize = OWN_HEAD + NAME + control::ROOM;
+/// A multiple of a cache line, for copies to odd addresses are slower.
+const HEAD: usize = 128;
+
+/// Room for the address.
+const NAME_ROOM: usize = HEAD - OWN_HEAD - control::ROOM;
+const _: () = assert!(NAME_ROOM >= NAME);
 
 /// How long a ring that ends waits for the kernel to let go of its memory.
 const LAST_WAIT: Duration = Duration::from_secs(2);
@@ -78,15 +83,16 @@ impl<T> SocketRing<T> {
     /// A ring that receives from `socket` into `buffers` buffers (a power of two) for messages of at least `size` bytes, and
     /// watches `wake`.
     pub(crate) fn new(
+        waiting: Waiting,
         socket: BorrowedFd<'_>,
         wake: Option<BorrowedFd<'_>>,
         buffers: u16,
         size: usize,
     ) -> io::Result<Self> {
-        let uring = Uring::new()?;
+        let uring = Uring::new(waiting)?;
         let buffers = SharedBuffers::new(uring.inner(), buffers, (HEAD + size).next_multiple_of(64))?;
         let mut pattern = Box::new(empty());
-        pattern.msg_namelen = NAME as _;
+        pattern.msg_namelen = NAME_ROOM as _;
         pattern.msg_controllen = control::ROOM as _;
         Ok(Self {
             uring,
@@ -253,8 +259,8 @@ fn read(buffer: &[u8]) -> Option<Message<'_>> {
     // The first two lengths are those that there were; what exceeded the room was cut.
     let (name, control, flags) = (word(0)? as usize, word(1)? as usize, word(3)?);
     Some(Message {
-        name: buffer.get(OWN_HEAD..)?.get(..name.min(NAME))?,
-        control: buffer.get(OWN_HEAD + NAME..)?.get(..control.min(control::ROOM))?,
+        name: buffer.get(OWN_HEAD..)?.get(..name.min(NAME_ROOM))?,
+        control: buffer.get(OWN_HEAD + NAME_ROOM..)?.get(..control.min(control::ROOM))?,
         payload: buffer.get(HEAD..)?,
         truncated: flags & libc::MSG_TRUNC as u32 != 0,
     })
