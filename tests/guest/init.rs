@@ -7,11 +7,16 @@
 //!
 //! Built with plain `rustc`, by `tests/lab`; no crates, hence the few C declarations.
 
+mod churn;
+mod sys;
+
 use std::alloc::{Layout, alloc_zeroed};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+
+use churn::Churn;
 
 const PAGE: usize = 4096;
 const DEFAULT_MIB: usize = 96;
@@ -21,6 +26,10 @@ const TICK_PAGES: usize = 16;
 fn main() {
     let started = Instant::now();
     let mut console = Console::open();
+    sys::mount_at("/proc", "proc", "");
+    sys::mount_at("/tmp", "tmpfs", "size=16m");
+    let mut churn = Churn::new();
+    let mut frames = FrameFlags::new();
     let mib = std::env::var("guest_mib").ok().and_then(|value| value.parse().ok()).unwrap_or(DEFAULT_MIB);
     let mut memory = Memory::filled(mib << 20);
     console.say(&format!("READY pages={} fill_ms={}", memory.pages(), started.elapsed().as_millis()));
@@ -32,8 +41,47 @@ fn main() {
         let up_ms = started.elapsed().as_millis();
         console.say(&format!("TICK n={tick} errors={errors} up_ms={up_ms}"));
         if let Some(command) = console.command_within(TICK) {
-            console.say(&obey(command, &mut memory));
+            match command {
+                b'K' => frames.tell(&mut console),
+                b'C' => churn.start(),
+                _ => console.say(&obey(command, &mut memory)),
+            }
+            let (rounds, errors, ended) = churn.report();
+            console.say(&format!("CHURN rounds={rounds} errors={errors} ended={ended}"));
         }
+    }
+}
+
+/// What the kernel says of every frame, in /proc/kpageflags.
+struct FrameFlags(&'static mut [u8]);
+
+impl FrameFlags {
+    /// Room for the flags of 16 GiB.
+    fn new() -> Self {
+        Self(sys::anonymous(32 << 20, false))
+    }
+
+    /// Reads the flags and says `FRAMES`; then spins, so that nothing changes while the machine is stopped and looked at,
+    /// until another character comes; then prints the flags in runs.
+    fn tell(&mut self, console: &mut Console) {
+        let mut length = 0;
+        // What the first reading allocates, the second finds allocated.
+        for _ in 0..2 {
+            let mut file = File::open("/proc/kpageflags").expect("/proc/kpageflags");
+            length = 0;
+            while let Ok(count @ 1..) = file.read(&mut self.0[length..]) {
+                length += count;
+            }
+        }
+        console.say("FRAMES read=1");
+        while console.command_within(Duration::ZERO).is_none() {}
+        let flags: Vec<u64> = self.0[..length].as_chunks().0.iter().map(|flags| u64::from_le_bytes(*flags)).collect();
+        let mut first = 0;
+        for run in flags.chunk_by(|a, b| a == b) {
+            console.say(&format!("FLAGS {first:x} {:x} {:x}", run.len(), run[0]));
+            first += run.len();
+        }
+        console.say(&format!("FRAMES count={}", flags.len()));
     }
 }
 
@@ -247,33 +295,4 @@ fn stop() -> ! {
     // SAFETY: no memory is involved; the machine ends here.
     unsafe { sys::reboot(sys::RB_AUTOBOOT) };
     panic!("the machine could not be restarted");
-}
-
-/// What std lacks of the C library on x86-64 Linux.
-mod sys {
-    pub const POLLIN: i16 = 1;
-    pub const MADV_DONTNEED: i32 = 4;
-    pub const RB_AUTOBOOT: i32 = 0x0123_4567;
-
-    #[repr(C)]
-    pub struct PollFd {
-        pub fd: i32,
-        pub events: i16,
-        pub revents: i16,
-    }
-
-    /// `struct termios`, 60 bytes, of which only the C library knows the fields.
-    #[repr(C)]
-    #[derive(Default)]
-    pub struct Termios([u32; 16]);
-
-    unsafe extern "C" {
-        pub fn poll(fds: *mut PollFd, count: u64, timeout_ms: i32) -> i32;
-        pub fn madvise(start: *mut u8, size: usize, advice: i32) -> i32;
-        pub fn getrandom(buffer: *mut u8, size: usize, flags: u32) -> isize;
-        pub fn reboot(command: i32) -> i32;
-        pub fn tcgetattr(fd: i32, mode: *mut Termios) -> i32;
-        pub fn tcsetattr(fd: i32, when: i32, mode: *const Termios) -> i32;
-        pub fn cfmakeraw(mode: *mut Termios);
-    }
 }

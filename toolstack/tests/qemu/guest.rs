@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 
@@ -18,6 +19,9 @@ const PATTERN_MIB: &str = "64";
 /// The generation id of the parent.
 const PARENT_ID: &str = "8f8b4f5a-4a0e-4a34-9a35-0d5a9d8d8c11";
 
+/// The guest's memory, where it is a file.
+const MEMORY: &str = "memory";
+
 const CONSOLE: &str = "console";
 const CONSOLE_LOG: &str = "console.log";
 
@@ -25,6 +29,7 @@ const CONSOLE_LOG: &str = "console.log";
 pub(crate) struct Lab {
     dir: PathBuf,
     qemu: String,
+    kernel: String,
 }
 
 impl Lab {
@@ -39,7 +44,15 @@ impl Lab {
             }
         }
         // What else QEMU lacks (7.2 needs root or CAP_SYS_PTRACE for userfaultfd) is a failure, and not a reason to skip.
-        Ok(Self { dir, qemu: qemu.to_owned() })
+        Ok(Self { dir, qemu: qemu.to_owned(), kernel: "vmlinuz".to_owned() })
+    }
+
+    /// The same with another kernel; why not, where it was not fetched.
+    pub(crate) fn with_kernel(self, kernel: &str) -> Result<Self, String> {
+        if self.dir.join(kernel).exists() {
+            return Ok(Self { kernel: kernel.to_owned(), ..self });
+        }
+        Err(format!("no {kernel} in the laboratory; tests/lab fetches it"))
     }
 
     /// The command line of a machine, program first, with its console in `dir`.
@@ -57,7 +70,7 @@ impl Lab {
             ("-chardev", &console),
             ("-serial", "chardev:console"),
             ("-device", &format!("vmgenid,guid={generation_id}")),
-            ("-kernel", &at("vmlinuz")),
+            ("-kernel", &at(&self.kernel)),
             ("-initrd", &at("initramfs")),
             ("-append", &format!("{} guest_mib={PATTERN_MIB}", cmdline.trim())),
         ] {
@@ -77,9 +90,31 @@ pub(crate) struct Parent {
 impl Parent {
     /// Boots it, and waits until its memory is filled.
     pub(crate) fn boot(lab: &Lab) -> Self {
+        Self::start(lab.machine("{dir}", PARENT_ID))
+    }
+
+    /// The same with its memory in a file, with more arguments and more words on the kernel's command line.
+    pub(crate) fn boot_with_memory_file(lab: &Lab, machine: &[&str], cmdline: &str) -> Self {
+        let mut words = lab.machine("{dir}", PARENT_ID);
+        for option in ["-machine", "-append"] {
+            let at = words.iter().position(|word| word == option).unwrap() + 1;
+            words[at] += &if option == "-append" { format!(" {cmdline}") } else { ",memory-backend=memory".to_owned() };
+        }
+        let memory = format!("memory-backend-file,id=memory,size={MEMORY_MIB}M,mem-path={{dir}}/{MEMORY},share=on");
+        words.extend(["-object", &memory].into_iter().chain(machine.iter().copied()).map(str::to_owned));
+        Self::start(words)
+    }
+
+    /// The file that is its memory.
+    pub(crate) fn memory_file(&self) -> PathBuf {
+        self.dir.path().join(MEMORY)
+    }
+
+    fn start(words: Vec<String>) -> Self {
         // A short path, for sockets.
         let dir = tempfile::tempdir_in("/tmp").unwrap();
-        let words = lab.machine(&dir.path().display().to_string(), PARENT_ID);
+        let words: Vec<String> =
+            words.iter().map(|word| word.replace("{dir}", &dir.path().display().to_string())).collect();
         let mut command = std::process::Command::new(&words[0]);
         command.args(&words[1..]).arg("-qmp").arg(format!("unix:{}/qmp,server=on,wait=off", dir.path().display()));
         let mut process = Killed::start(command.stdin(Stdio::null()));
@@ -109,6 +144,8 @@ impl Parent {
 pub(crate) struct Console {
     log: PathBuf,
     socket: UnixStream,
+    /// What came through the socket. The log has bytes twice where QEMU found the socket full.
+    heard: Arc<Mutex<Vec<u8>>>,
     /// The lines of the log before the last command.
     before: usize,
 }
@@ -119,8 +156,15 @@ impl Console {
         let socket = UnixStream::connect(dir.join(CONSOLE)).unwrap();
         let mut reader = socket.try_clone().unwrap();
         // An unread console stands still, and its log with it.
-        std::thread::spawn(move || while reader.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {});
-        Self { log: dir.join(CONSOLE_LOG), socket, before: 0 }
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&heard);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut bytes) {
+                all.lock().unwrap().extend_from_slice(&bytes[..count]);
+            }
+        });
+        Self { log: dir.join(CONSOLE_LOG), socket, heard, before: 0 }
     }
 
     /// Whether the guest with its console in `dir` has printed a whole line of this kind.
@@ -140,6 +184,8 @@ impl Console {
         let keyword = match command {
             b'R' => "RANDOM",
             b'W' => "WROTE",
+            b'D' => "DROPPED",
+            b'K' => "FRAMES read=1",
             other => panic!("what does the guest answer to {other:?}?"),
         };
         self.await_line(keyword, self.before)
@@ -158,6 +204,34 @@ impl Console {
         for line in self.lines() {
             assert!(!is_of(&line, "TICK") || line.contains(" errors=0 "), "{}: {line}", self.log.display());
         }
+    }
+
+    /// Lets the guest go on that has read its kernel's flags of all frames, and takes them.
+    pub(crate) fn frame_flags(&mut self) -> Vec<u64> {
+        let heard = self.heard.lock().unwrap().len();
+        self.tell(b' ');
+        let text = poll(|| {
+            let text = String::from_utf8_lossy(&self.heard.lock().unwrap()[heard..]).into_owned();
+            text.contains("FRAMES count=").then_some(text)
+        });
+        let text = text.expect("the guest tells its flags");
+        let runs = text.lines().filter_map(|line| line.strip_prefix("FLAGS "));
+        let numbers =
+            |run: &str| -> Vec<u64> { run.split(' ').map(|number| u64::from_str_radix(number, 16).unwrap()).collect() };
+        let mut flags = Vec::new();
+        for run in runs.map(numbers) {
+            let [first, count, value] = run[..] else { panic!("a run of flags is {run:x?}") };
+            assert_eq!(flags.len() as u64, first);
+            flags.resize(flags.len() + count as usize, value);
+        }
+        flags
+    }
+
+    /// Asserts that the processes which churn memory went on and found nothing wrong.
+    pub(crate) fn assert_churned(&self, least: u64) {
+        let line = self.await_line("CHURN", self.before);
+        let rounds = line.split(['=', ' ']).nth(2).and_then(|rounds| rounds.parse::<u64>().ok()).unwrap();
+        assert!(rounds >= least && line.ends_with(" errors=0 ended=0"), "{line}");
     }
 
     fn await_line(&self, keyword: &str, after: usize) -> String {
@@ -182,5 +256,5 @@ fn lines(log: &Path) -> Vec<String> {
 }
 
 fn is_of(line: &str, keyword: &str) -> bool {
-    line.strip_prefix(keyword).is_some_and(|rest| rest.starts_with(' '))
+    line.strip_prefix(keyword).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '=']))
 }

@@ -5,6 +5,7 @@
 //! there is skipped, and says so. Each test boots one parent and captures it once: that takes longer than all that follows.
 #![allow(clippy::unwrap_used)] // A helper that fails is a test that fails.
 
+mod avoidance;
 mod command;
 mod guest;
 
