@@ -60,7 +60,7 @@ impl Network {
         for host in &hosts {
             let orders = format!(
                 "link set lo up\n\
-                 address add {}/24 dev {INTERFACE}\n\
+                 address add {}/24 broadcast + dev {INTERFACE}\n\
                  address add {}/64 dev {INTERFACE} nodad\n\
                  link set {INTERFACE} up\n\
                  route add default dev {INTERFACE}\n",

@@ -2,6 +2,8 @@
 
 mod nbd;
 mod redis;
+mod udpcast;
+mod uftp;
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -13,6 +15,8 @@ use anyhow::Context;
 
 pub use nbd::NbdClient;
 pub use redis::RedisClient;
+pub use udpcast::udpcast;
+pub use uftp::uftp;
 
 /// Someone who can be asked for 4 KiB blocks, many at a time.
 pub trait BlockSource {
@@ -94,4 +98,9 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
