@@ -64,6 +64,16 @@ fn what_qemu_has_not_written_is_refused() {
 }
 
 #[test]
+fn memory_that_is_no_linux_has_no_classes() {
+    let folder = made();
+    for file in ["web.snow", "web.snowidx"] {
+        let refused = run(folder.path(), &["inspect", file, "--classes"]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("no VMCOREINFO note"), "{refused:?}");
+    }
+}
+
+#[test]
 fn nothing_is_replaced_without_force() {
     let folder = made();
     let again = run(folder.path(), &["make", "raw", "ram", "-o", "web"]);

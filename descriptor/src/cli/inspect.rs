@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::classes::Classes;
 use super::{CliError, Outcome, answer, answer_json, text};
 use crate::file::{Container, FileKind, FormatError, read_bytes};
 use crate::image::{Extent, ImageIndex};
@@ -17,6 +18,12 @@ const WIDTH: u64 = 64;
 pub(super) struct Inspect {
     /// A descriptor (.snow) or an image index (.snowidx)
     file: PathBuf,
+    /// Show what the guest uses its memory for too; reads the image, whose index lies beside a descriptor
+    #[arg(long)]
+    classes: bool,
+    /// Draw that as a picture (SVG) into FILE
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -25,7 +32,18 @@ pub(super) struct Inspect {
 impl Inspect {
     pub(super) fn run(&self) -> Result<Outcome, CliError> {
         let bytes = read_bytes(&self.file)?;
-        let shown = show(&bytes).map_err(|source| CliError::Format { path: self.file.clone(), source })?;
+        let failed = |source| CliError::Format { path: self.file.clone(), source };
+        let mut shown = show(&bytes).map_err(failed)?;
+        if self.classes || self.svg.is_some() {
+            let kind = Container::open(&bytes).map_err(failed)?.kind();
+            let classes = Classes::of(&self.file, kind)?;
+            shown.text += &classes.text();
+            shown.json["classes"] = classes.json();
+            if let Some(path) = &self.svg {
+                let written = std::fs::write(path, classes.svg());
+                written.map_err(|source| CliError::Picture { path: path.clone(), source })?;
+            }
+        }
         if self.json {
             answer_json(&shown.json)?;
         } else {

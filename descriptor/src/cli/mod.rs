@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 when all is well, 1 when something failed or a check found a fault, 2 when the command line is wrong.
 
+mod classes;
 mod inspect;
 mod make;
 mod qemu;
@@ -22,6 +23,7 @@ use crate::image::ImageError;
 use crate::import::qemu::ImportError;
 use crate::import::qemu::capture::CaptureError;
 use crate::import::raw::RawError;
+use crate::introspect::Refusal;
 use crate::{PageCount, Report};
 
 /// Makes, shows and checks the descriptors of virtual machines that are forked.
@@ -64,6 +66,10 @@ enum CliError {
     Signals(#[source] io::Error),
     #[error("{path} exists; --force replaces it", path = .0.display())]
     Exists(PathBuf),
+    #[error("it cannot be told what the guest uses its memory for")]
+    NoClasses(#[source] Refusal),
+    #[error("cannot write {path}", path = path.display())]
+    Picture { path: PathBuf, source: io::Error },
     #[error("cannot draw a name for the image from the system's random numbers")]
     Random(#[source] io::Error),
     #[error("cannot write the output")]

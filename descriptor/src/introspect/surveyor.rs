@@ -40,13 +40,15 @@ impl Surveyor {
     ///
     /// # Errors
     /// Why its memory is not believed.
-    pub fn introspect(mut self, image: &ImageReader, hypervisor: Hypervisor) -> Result<Introspection, Refusal> {
+    pub fn introspect(&mut self, image: &ImageReader, hypervisor: Hypervisor) -> Result<Introspection, Refusal> {
         let mut unseen = image.index().memory.present();
         unseen.subtract(&image.index().zero);
         if let Some(seen) = &self.seen {
             unseen.subtract(seen);
         }
-        self.zero_frames(image, &unseen, &|_| ())?;
+        if !unseen.is_empty() {
+            self.zero_frames(image, &unseen, &|_| ())?;
+        }
         self.notes.sort_unstable();
         self.notes.dedup();
         let mut first = None;
@@ -90,7 +92,7 @@ impl Surveyor {
     /// # Errors
     /// When the image's files cannot be opened.
     pub fn avoid(
-        self,
+        mut self,
         avoid: Avoid,
         (mut descriptor, index): (Descriptor, ImageIndex),
         folder: &Path,
