@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Bytes, all_features, burst, finish, take};
 use mcast_socket::{Event, Features, Group, ReceiveConfig, Receiving, Station, StationConfig};
@@ -177,6 +177,45 @@ fn a_device_without_offload_gets_datagrams_one_by_one() {
     }
 }
 
+/// A queue before the device that takes 20 MB/s holds more than the socket may have in it.
+#[test]
+fn a_slow_device_is_waited_for() {
+    const BURSTS: usize = 60;
+    let Some(lab) = Lab::new("a_slow_device_is_waited_for", 2, 1500) else { return };
+    if let Err(error) = lab.run(1, "tc qdisc add dev net0 root tbf rate 160mbit burst 100kb limit 64mb") {
+        eprintln!("SKIPPED a_slow_device_is_waited_for: tc: {error}");
+        return;
+    }
+    let group: Group = "239.71.0.5:7071%net0".parse().unwrap();
+    for features in all_features() {
+        let mut station = lab.on(1, || open(StationConfig { features, ..StationConfig::new(group.clone()) }));
+        let server = station.local();
+        let mut receiver =
+            lab.on(2, || join(&group, server, Some(address(&group, 2)), Features { ring: false, ..features }));
+        let (mut expected, mut sent, mut waits) = (Vec::new(), 0, 0);
+        let start = Instant::now();
+        let mut bursts = (0..BURSTS).map(|salt| burst(1472, 1472, 40, salt as u8));
+        while sent < BURSTS {
+            while station.room() > 0
+                && let Some((burst, datagrams)) = bursts.next()
+            {
+                assert!(station.submit(burst).is_ok());
+                expected.extend(datagrams);
+            }
+            station.wait(Some(Duration::from_secs(5))).unwrap();
+            waits += 1;
+            while let Some(event) = station.next_event() {
+                assert!(matches!(event, Event::Sent { result: Ok(()), .. }), "{event:?}");
+                sent += 1;
+            }
+        }
+        // The rest is in the socket's buffer.
+        assert!(start.elapsed() > Duration::from_millis(50), "{features:?}: {:?} for {BURSTS} bursts", start.elapsed());
+        assert!(waits <= 2 * BURSTS, "{features:?}: {waits} waits for {BURSTS} bursts");
+        assert!(take(&mut receiver, expected.len()) == expected, "{features:?}");
+    }
+}
+
 #[test]
 fn a_link_local_server_is_reached_on_the_groups_interface() {
     let Some(lab) = Lab::new("a_link_local_server_is_reached_on_the_groups_interface", 2, 1500) else { return };
@@ -255,7 +294,7 @@ fn throughput_to_eight_hosts() {
         let bytes: Bytes = vec![7; 60 << 10].into();
         let done = std::sync::atomic::AtomicBool::new(false);
         let ready = std::sync::Barrier::new(9);
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let received: Vec<(usize, u32, Duration)> = std::thread::scope(|scope| {
             let (group, lab, done, ready) = (&group, &lab, &done, &ready);
             let receivers: Vec<_> = (2..=9)
@@ -269,7 +308,7 @@ fn throughput_to_eight_hosts() {
                                 common::readable(&receiver, Duration::from_millis(50));
                                 while let Some(datagram) = receiver.receive().unwrap() {
                                     came += datagram.bytes.len();
-                                    last = std::time::Instant::now();
+                                    last = Instant::now();
                                 }
                             }
                             (came, receiver.drops(), last - start)

@@ -23,7 +23,7 @@ impl Ring {
     /// Begins to receive, in the calling thread.
     pub(super) fn new(socket: BorrowedFd<'_>) -> io::Result<Self> {
         let mut ring = SocketRing::new(Waiting::Poll, socket, None, BUFFERS, SIZE)?;
-        ring.wait(Some(Duration::ZERO))?;
+        ring.wait(0, Some(Duration::ZERO))?;
         Ok(Self { ring, lent: None })
     }
 
@@ -46,7 +46,7 @@ impl Ring {
             if entered && self.ring.receives() {
                 return Ok(None);
             }
-            self.ring.wait(Some(Duration::ZERO))?;
+            self.ring.wait(0, Some(Duration::ZERO))?;
             entered = true;
         }
     }

@@ -16,20 +16,32 @@ use crate::sys::{Completion, SocketRing, Waiting};
 const BUFFERS: u16 = 256;
 
 /// The lane of an io_uring.
+///
+/// Sends never block, and are chained: what comes after one that finds the socket full is not sent either, so that the order
+/// stays. It is then sent when the socket has room.
 pub(super) struct Ring<K> {
     ring: SocketRing<InFlight<K>>,
     to: SocketAddr,
     offload: bool,
-    /// What the kernel had no memory for, until when.
-    later: VecDeque<(Instant, InFlight<K>)>,
+    /// What is still to be sent, by number.
+    queue: VecDeque<InFlight<K>>,
+    /// The number of the next.
+    next: u64,
+    /// The socket is full.
+    full: bool,
+    /// The kernel was out of memory; it is asked again at that time.
+    pause: Option<Instant>,
     /// The buffer that is lent out.
     lent: Option<u16>,
 }
 
 /// A burst under way.
 struct InFlight<K> {
+    number: u64,
     burst: Burst<K>,
     control: bool,
+    /// Datagrams of it that are sent already, where they go one by one.
+    sent: usize,
     /// How often the kernel had no memory for it.
     tries: u32,
 }
@@ -42,7 +54,7 @@ impl<K> Ring<K> {
         offload: bool,
     ) -> io::Result<Self> {
         let ring = SocketRing::new(Waiting::Inside, socket, wake, BUFFERS, FEEDBACK_SIZE)?;
-        Ok(Self { ring, to, offload, later: VecDeque::new(), lent: None })
+        Ok(Self { ring, to, offload, queue: VecDeque::new(), next: 0, full: false, pause: None, lent: None })
     }
 
     pub(super) fn offload(&self) -> bool {
@@ -50,7 +62,8 @@ impl<K> Ring<K> {
     }
 
     pub(super) fn submit(&mut self, burst: Burst<K>, control: bool) {
-        self.send(InFlight { burst, control, tries: 0 });
+        self.queue.push_back(InFlight { number: self.next, burst, control, sent: 0, tries: 0 });
+        self.next += 1;
     }
 
     pub(super) fn wait(
@@ -60,20 +73,15 @@ impl<K> Ring<K> {
         ready: &mut VecDeque<Ready<K>>,
     ) -> io::Result<()> {
         self.take_back();
-        let now = Instant::now();
-        while let Some((_, send)) = self.later.pop_front_if(|(time, _)| *time <= now) {
-            self.send(send);
+        let entered = self.flush(ready)?;
+        if entered && !ready.is_empty() {
+            return Ok(());
         }
-        let pause = self.later.front().map(|(time, _)| time.saturating_duration_since(now));
-        self.ring.wait(timeout.into_iter().chain(pause).min())?;
-        while let Some(completion) = self.ring.next()? {
-            match completion {
-                Completion::Sent { what, result } => ready.extend(self.sent(what, result)),
-                Completion::Received(buffer) => ready.push_back(Ready::Feedback(buffer)),
-                Completion::Woken => ready.push_back(Ready::Woken),
-            }
-        }
-        Ok(())
+        let timeout = if ready.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let pause = self.pause.map(|end| end.saturating_duration_since(Instant::now()));
+        self.ring.wait(1, timeout.into_iter().chain(pause).min())?;
+        self.reap(ready)?;
+        self.flush(ready).map(drop)
     }
 
     /// Lends the datagram at that place; false when it is no feedback: too long, or without an address of a source.
@@ -96,26 +104,59 @@ impl<K> Ring<K> {
         }
     }
 
-    fn send(&mut self, send: InFlight<K>) {
-        let (to, offload) = (self.to, self.offload);
-        self.ring.send(send, |send, outgoing| outgoing.set(to, &send.burst, offload));
+    /// Sends what is queued, as far as the socket takes it; tells whether that was anything.
+    fn flush(&mut self, ready: &mut VecDeque<Ready<K>>) -> io::Result<bool> {
+        let mut entered = false;
+        self.pause = self.pause.filter(|end| Instant::now() < *end);
+        while !self.queue.is_empty() && !self.full && self.pause.is_none() && self.ring.sends() == 0 {
+            let (to, offload) = (self.to, self.offload);
+            while let Some(send) = self.queue.pop_front() {
+                self.ring.send(send, !self.queue.is_empty(), |send, outgoing| {
+                    outgoing.set(to, &send.burst, offload);
+                    send.sent
+                });
+            }
+            // They do not block, so this takes no longer than they do.
+            self.ring.wait(self.ring.sends(), Some(Duration::ZERO))?;
+            self.reap(ready)?;
+            entered = true;
+        }
+        Ok(entered)
     }
 
-    /// Sends it once more, where that may help.
+    fn reap(&mut self, ready: &mut VecDeque<Ready<K>>) -> io::Result<()> {
+        while let Some(completion) = self.ring.next()? {
+            match completion {
+                Completion::Sent { mut what, messages, result } => {
+                    what.sent += messages;
+                    ready.extend(self.sent(what, result));
+                }
+                Completion::Received(buffer) => ready.push_back(Ready::Feedback(buffer)),
+                Completion::Woken => ready.push_back(Ready::Woken),
+                Completion::Writable => self.full = false,
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues it once more, where that may help.
     fn sent(&mut self, mut send: InFlight<K>, result: io::Result<()>) -> Option<Ready<K>> {
         match result {
-            Err(error) if is_no_offload(&error, &send.burst) => {
-                self.offload = false;
-                self.later.push_front((Instant::now(), send));
-                None
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.ring.watch_writable();
+                self.full = true;
             }
+            Err(error) if self.offload && is_no_offload(&error, &send.burst) => self.offload = false,
             Err(error) if is_passing(&error) && send.tries < TRIES => {
                 send.tries += 1;
-                self.later.push_back((Instant::now() + PAUSE, send));
-                None
+                self.pause = Some(Instant::now() + PAUSE);
             }
-            result => Some(Ready::Sent { burst: send.burst, result, control: send.control }),
+            result => return Some(Ready::Sent { burst: send.burst, result, control: send.control }),
         }
+        let place = self.queue.partition_point(|queued| queued.number < send.number);
+        self.queue.insert(place, send);
+        None
     }
 }
 
@@ -139,7 +180,7 @@ mod tests {
         for error in [libc::EIO, libc::ENOBUFS] {
             let mut burst = Burst::<()>::new(100);
             burst.copy(&[7; 250]);
-            let send = InFlight { burst, control: false, tries: 0 };
+            let send = InFlight { number: 0, burst, control: false, sent: 0, tries: 0 };
             assert!(ring.sent(send, Err(io::Error::from_raw_os_error(error))).is_none());
             assert!(!ring.offload());
             let mut ready = VecDeque::new();
@@ -158,7 +199,7 @@ mod tests {
         let mut ring = Ring::new(socket.as_fd(), socket.local_addr().unwrap(), None, true).unwrap();
         let mut burst = Burst::<()>::new(100);
         burst.copy(&[7; 100]);
-        let send = InFlight { burst, control: false, tries: TRIES };
+        let send = InFlight { number: 0, burst, control: false, sent: 0, tries: TRIES };
         let ready = ring.sent(send, Err(io::Error::from_raw_os_error(libc::ENOBUFS)));
         assert!(matches!(ready, Some(Ready::Sent { result: Err(_), .. })));
     }

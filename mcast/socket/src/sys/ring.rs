@@ -8,12 +8,12 @@ use std::time::Duration;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 
-/// Entries in the submission queue. It is flushed when it is full, so its size bounds nothing but the system calls saved.
-const SUBMISSIONS: u32 = 128;
+/// Entries in the submission queue: for the datagrams of all bursts that can be under way, where they are sent one by one, so
+/// that they are one chain.
+const SUBMISSIONS: u32 = 1024;
 
-/// Entries in the completion queue: for all that can be under way at a time (buffers, and the datagrams of every burst where
-/// they are sent one by one). More is caught by the kernel, at a cost.
-const COMPLETIONS: u32 = 1024;
+/// Entries in the completion queue: for the buffers too. More is caught by the kernel, at a cost.
+const COMPLETIONS: u32 = 2048;
 
 /// How a ring's thread waits for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,20 +84,20 @@ impl Uring {
         self.backlog.push_back(entry);
     }
 
-    /// Submits what is queued, and waits for a completion: at most `timeout`, for ever where that is `None`.
-    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Submits what is queued, and waits for `wanted` completions: at most `timeout`, for ever where that is `None`.
+    pub(super) fn wait(&mut self, wanted: usize, timeout: Option<Duration>) -> io::Result<()> {
         if !self.enabled {
             self.ring.submitter().register_enable_rings()?;
             self.enabled = true;
         }
         self.flush()?;
         let result = match timeout {
-            Some(Duration::ZERO) => self.ring.submit(),
+            Some(Duration::ZERO) if wanted == 0 => self.ring.submit(),
             Some(timeout) => {
                 let timespec = Timespec::from(timeout);
-                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+                self.ring.submitter().submit_with_args(wanted, &SubmitArgs::new().timespec(&timespec))
             }
-            None => self.ring.submit_and_wait(1),
+            None => self.ring.submit_and_wait(wanted),
         };
         passing(result)
     }
@@ -109,11 +109,6 @@ impl Uring {
             self.outstanding = self.outstanding.saturating_sub(1);
         }
         Some(entry)
-    }
-
-    /// True when there is a completion already.
-    pub(super) fn has_completions(&mut self) -> bool {
-        !self.ring.completion().is_empty()
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{cqueue, opcode};
+use io_uring::{cqueue, opcode, squeue};
 
 use super::batch::Message;
 use super::buffers::{GROUP, SharedBuffers};
@@ -34,12 +34,14 @@ const FAILURES: u32 = 16;
 
 /// What the kernel has done.
 pub(crate) enum Completion<T> {
-    /// A send is done, or part of it failed.
-    Sent { what: T, result: io::Result<()> },
+    /// A send is done, or failed after so many of its messages. What was chained to one that failed fails with ECANCELED.
+    Sent { what: T, messages: usize, result: io::Result<()> },
     /// A message arrived, in a buffer that must be given back.
     Received(u16),
     /// The event counter is signalled.
     Woken,
+    /// The socket takes messages again.
+    Writable,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,7 @@ enum Op {
     Receive = 1,
     Wake,
     Send,
+    Writable,
     Cancel,
 }
 
@@ -58,6 +61,8 @@ struct SendSlot<T> {
     what: Option<T>,
     /// Its messages under way.
     outstanding: usize,
+    /// Those that are sent.
+    sent: usize,
     failure: Option<io::Error>,
 }
 
@@ -72,6 +77,7 @@ pub(crate) struct SocketRing<T> {
     receives: bool,
     watches: bool,
     failures: u32,
+    sends: usize,
     slots: Vec<SendSlot<T>>,
     free: Vec<u16>,
 }
@@ -103,6 +109,7 @@ impl<T> SocketRing<T> {
             receives: false,
             watches: false,
             failures: 0,
+            sends: 0,
             slots: Vec::new(),
             free: Vec::new(),
         })
@@ -113,29 +120,44 @@ impl<T> SocketRing<T> {
         self.uring.fd()
     }
 
-    /// Sends what `describe` writes, in the next wait. `what` owns the memory that it refers to, and comes back in the
-    /// completion.
-    pub(crate) fn send(&mut self, what: T, describe: impl FnOnce(&T, &mut Outgoing)) {
+    /// Sends what `describe` writes, from the message on that it returns, in the next wait and without blocking; `chained`:
+    /// what is sent next depends on it. `what` owns the memory that the messages refer to, and comes back in the completion.
+    pub(crate) fn send(&mut self, what: T, chained: bool, describe: impl FnOnce(&T, &mut Outgoing) -> usize) {
         let number = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(SendSlot { outgoing: Outgoing::new(), what: None, outstanding: 0, failure: None });
+            self.slots.push(SendSlot { outgoing: Outgoing::new(), what: None, outstanding: 0, sent: 0, failure: None });
             (self.slots.len() - 1) as u16
         });
         let slot = &mut self.slots[usize::from(number)];
         let what = slot.what.insert(what);
-        describe(what, &mut slot.outgoing);
-        slot.outstanding = slot.outgoing.len();
-        let fd = Fd(self.socket.as_raw_fd());
-        for message in slot.outgoing.messages() {
-            let flags = libc::MSG_NOSIGNAL as u32;
+        let first = describe(what, &mut slot.outgoing);
+        let messages = slot.outgoing.messages().get_mut(first..).unwrap_or_default();
+        (slot.outstanding, slot.sent) = (messages.len(), 0);
+        self.sends += messages.len();
+        let (fd, last) = (Fd(self.socket.as_raw_fd()), messages.len().saturating_sub(1));
+        for (index, message) in messages.iter().enumerate() {
+            let flags = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u32;
             let entry = opcode::SendMsg::new(fd, &raw const message.msg_hdr).flags(flags).build();
+            let link = if chained || index < last { squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
             // SAFETY: the header lies in the box of the slot, which is neither changed nor dropped before the last completion,
             // and neither is `what`, which owns what the header leads to.
-            unsafe { self.uring.push(entry.user_data(user_data(Op::Send, number))) };
+            unsafe { self.uring.push(entry.flags(link).user_data(user_data(Op::Send, number))) };
         }
     }
 
-    /// Submits what there is, and waits for a completion: at most `timeout`, for ever where that is `None`.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Asks to be told, once, when the socket takes messages again.
+    pub(crate) fn watch_writable(&mut self) {
+        let entry = opcode::PollAdd::new(Fd(self.socket.as_raw_fd()), libc::POLLOUT as u32).build();
+        // SAFETY: it refers to no memory.
+        unsafe { self.uring.push(entry.user_data(user_data(Op::Writable, 0))) };
+    }
+
+    /// Messages under way.
+    pub(crate) fn sends(&self) -> usize {
+        self.sends
+    }
+
+    /// Submits what there is, and waits for `wanted` completions: at most `timeout`, for ever where that is `None`.
+    pub(crate) fn wait(&mut self, wanted: usize, timeout: Option<Duration>) -> io::Result<()> {
         if !self.receives && self.buffers.as_ref().is_some_and(SharedBuffers::any_free) {
             let entry = opcode::RecvMsgMulti::new(Fd(self.socket.as_raw_fd()), &raw const *self.pattern, GROUP).build();
             // SAFETY: the pattern is never changed, and lives as long as the ring or is leaked; so do the buffers.
@@ -148,8 +170,7 @@ impl<T> SocketRing<T> {
             unsafe { self.uring.push(entry.user_data(user_data(Op::Wake, 0))) };
             self.watches = true;
         }
-        let timeout = if self.uring.has_completions() { Some(Duration::ZERO) } else { timeout };
-        self.uring.wait(timeout)
+        self.uring.wait(wanted, timeout)
     }
 
     /// The next completion, without waiting.
@@ -166,6 +187,7 @@ impl<T> SocketRing<T> {
                     self.watches = false;
                     Some(Completion::Woken)
                 }
+                Some(Op::Writable) => Some(Completion::Writable),
                 Some(Op::Cancel) | None => None,
             };
             if completion.is_some() {
@@ -215,17 +237,19 @@ impl<T> SocketRing<T> {
 
     fn sent(&mut self, number: u16, result: i32) -> Option<Completion<T>> {
         let slot = self.slots.get_mut(usize::from(number))?;
-        if let Err(error) = check(result) {
-            slot.failure.get_or_insert(error);
+        match check(result) {
+            Ok(_) => slot.sent += 1,
+            Err(error) => _ = slot.failure.get_or_insert(error),
         }
         slot.outstanding = slot.outstanding.saturating_sub(1);
+        self.sends = self.sends.saturating_sub(1);
         if slot.outstanding > 0 {
             return None;
         }
         let what = slot.what.take()?;
         let result = slot.failure.take().map_or(Ok(()), Err);
         self.free.push(number);
-        Some(Completion::Sent { what, result })
+        Some(Completion::Sent { what, messages: slot.sent, result })
     }
 }
 
@@ -239,7 +263,7 @@ impl<T> Drop for SocketRing<T> {
         let start = Instant::now();
         while self.uring.outstanding() > 0 && start.elapsed() < LAST_WAIT {
             // Another thread than the ring's cannot wait for it.
-            if self.uring.wait(Some(Duration::from_millis(100))).is_err() {
+            if self.uring.wait(1, Some(Duration::from_millis(100))).is_err() {
                 break;
             }
             while self.uring.next().is_some() {}
@@ -271,7 +295,9 @@ fn user_data(op: Op, number: u16) -> u64 {
 }
 
 fn split(user_data: u64) -> (Option<Op>, u16) {
-    let op = [Op::Receive, Op::Wake, Op::Send, Op::Cancel].into_iter().find(|op| *op as u64 == user_data >> 56);
+    let op = [Op::Receive, Op::Wake, Op::Send, Op::Writable, Op::Cancel]
+        .into_iter()
+        .find(|op| *op as u64 == user_data >> 56);
     (op, user_data as u16)
 }
 
