@@ -2,11 +2,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::bulk::Wants;
+use super::member::{MemberState, Sent, Verdict};
 use super::pace::Strain;
-use crate::wire::{HEAD, Report};
-use crate::{ChannelParameters, ChunkSet, Member, Serial};
+use crate::wire::Report;
+use crate::{ChannelParameters, ChunkSet, Member};
 
-/// The members of the channel and what they report.
+/// The members of the channel.
 ///
 /// In a group of up to [`Members::WINDOWED`] each member has a window: so many datagrams may be on their way to it, or in its
 /// socket, that half of its buffer takes them. It opens with the member's reports, which come after every eighth of the
@@ -15,73 +16,22 @@ use crate::{ChannelParameters, ChunkSet, Member, Serial};
 #[derive(Debug)]
 pub(super) struct Members {
     channel: ChannelParameters,
-    states: BTreeMap<Member, State>,
+    states: BTreeMap<Member, MemberState>,
     /// Up to which datagram the windows allow to send, and who says so.
     limit: Option<(u64, Member)>,
     /// The limit held something back since the last sweep.
-    blocked: bool,
+    held: bool,
+    useful: usize,
     round_trip: Duration,
-    /// The longest since `decayed`.
-    peak: Duration,
-    decayed: Duration,
     swept: Duration,
     /// The median of the members' rates at its best, which fades.
     reference: f64,
     joined: Duration,
-    /// How many members report losses, and the sum of them, as of the last sweep.
+    /// How many members report losses, and the sum of them.
     losses: (u32, f64),
-    wants: Option<Wants>,
-}
-
-#[derive(Debug)]
-pub(super) struct State {
-    joined: Duration,
-    /// The first datagram and blocks that concern it.
-    start: (u64, [u64; 2]),
-    /// All datagrams before were received or lost.
-    acknowledged: u64,
-    reported: Option<Duration>,
-    received: u32,
-    lost: u32,
-    overflow: u32,
-    /// Since the last adaptation of the rate.
-    recent: Counts,
-    /// Since the last sample of loss and rate.
-    sample: Counts,
-    sampled: Duration,
-    loss: Option<f64>,
-    /// Bytes a second.
-    rate: f64,
-    round_trip: Option<Duration>,
-    buffer: u32,
-    /// The share of the buffer's half that the window is; shrinks when the socket overflows.
-    share: f64,
-    lacks: Option<ChunkSet>,
-    missing: u32,
-    /// It was sent to the end game.
-    told: bool,
-    credit: Credit,
-    /// How long it has held up the group.
-    slow: Duration,
-    nonsense: u32,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    received: u32,
-    lost: u32,
-    overflow: u32,
-}
-
-/// What a member may still ask for, by NACKs.
-#[derive(Debug)]
-struct Credit {
-    entries: f64,
-    shards: f64,
-    /// Blocks and datagrams sent, and the time, when it was last added to.
-    blocks: u64,
-    seq: u64,
-    at: Duration,
+    /// When the wants were found out, and what they were; out of date when something changed since.
+    wants: (Duration, Option<Wants>),
+    changed: bool,
 }
 
 /// One member, for people and metrics.
@@ -101,7 +51,7 @@ pub struct MemberStatus {
     pub lag: u64,
     /// Pages that it lacks and wants to be pushed.
     pub missing: u32,
-    /// It reported lately, so that the group waits for it.
+    /// It received and reported something lately, so that the group waits for it.
     pub useful: bool,
 }
 
@@ -110,9 +60,9 @@ pub struct MemberStatus {
 pub enum ExpelReason {
     /// It held the group below the floor.
     TooSlow,
-    /// It no longer reports, or never did.
+    /// It no longer reports, or receives nothing.
     Silent,
-    /// Its reports can not be true.
+    /// Its reports cannot be true.
     Nonsense,
 }
 
@@ -126,64 +76,55 @@ pub(super) enum Reported {
     Leaving,
 }
 
-/// What a report is judged by.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sending {
-    /// The next datagram.
-    pub(super) seq: u64,
-    /// The next datagram when the pulse that the report echoes was sent, if that is still known.
-    pub(super) echoed: Option<u64>,
-}
-
 impl Members {
     /// Members of a group with windows. More would have to report less often than windows need.
     pub(super) const WINDOWED: usize = 64;
 
     /// The round trip of a group before any report.
     const ROUND_TRIP: Duration = Duration::from_millis(1);
+
     /// No timer in the protocol is finer.
     const MIN_ROUND_TRIP: Duration = Duration::from_micros(100);
-    /// A back-off is four of them: beyond, unicast is better. Also what a liar can make of it.
-    const MAX_ROUND_TRIP: Duration = Duration::from_millis(200);
 
-    /// The group does not wait for a member that is silent for so long, or four intervals of reports.
+    /// A back-off is four of them: beyond, unicast is better. Also what a liar can make of it where there are few others.
+    pub(super) const MAX_ROUND_TRIP: Duration = Duration::from_millis(200);
+
+    /// The group does not wait for a member that is silent, or deaf, for so long or four intervals of reports.
     const PATIENCE: Duration = Duration::from_millis(250);
+
     /// One that is silent for so long, or ten intervals of reports, is expelled. At 30 % of losses ten reports in a row are
     /// lost once in 170,000 times.
     const SILENCE: Duration = Duration::from_secs(2);
-    /// One that never reported has so long: it may have to find out first that it can receive.
-    const PROBE: Duration = Duration::from_secs(5);
+
+    /// One that is deaf for so long is expelled: twenty heartbeats of an idle channel.
+    const DEAFNESS: Duration = Duration::from_secs(5);
+
     /// Whoever holds the group below the floor for so long is expelled.
     const SLOW: Duration = Duration::from_secs(1);
-    /// The floor is also this share of what the group has done.
+
+    /// The floor is also this share of what the group has done,
     const SHARE: f64 = 0.05;
 
-    /// Reports that can not be true, after which the member is expelled. Not at once: a bug is likelier than malice.
+    /// which is forgotten by half in so many seconds.
+    const HALF_LIFE: f64 = 10.0;
+
+    /// Reports and NACKs that cannot be true, after which the member is expelled. Not at once: a bug is likelier than malice.
     const NONSENSE: u32 = 32;
-
-    /// Bytes that are assumed for a buffer at least, and at most: what Linux gives without asking, and more than helps.
-    const BUFFER: (u32, u32) = (64 << 10, 64 << 20);
-
-    /// NACK entries at once, and more with every block and second. A block is asked for up to six times.
-    const ENTRIES: (f64, f64, f64) = (2048.0, 8.0, 200.0);
-    /// Shards asked for at once, and more with every datagram: what a member with 40 % of losses needs. Repairs that one
-    /// member asks for never take more than as much again as the data.
-    const SHARDS: (f64, f64) = (4096.0, 0.75);
 
     pub(super) fn new(now: Duration, channel: ChannelParameters) -> Self {
         Self {
             channel,
             states: BTreeMap::new(),
             limit: None,
-            blocked: false,
+            held: false,
+            useful: 0,
             round_trip: Self::ROUND_TRIP,
-            peak: Duration::ZERO,
-            decayed: now,
             swept: now,
             reference: 0.0,
             joined: now,
             losses: (0, 0.0),
-            wants: None,
+            wants: (now, None),
+            changed: false,
         }
     }
 
@@ -195,54 +136,39 @@ impl Members {
         self.states.is_empty()
     }
 
-    /// Adds a member that begins with datagram `seq` and these blocks. One that is there already begins again.
-    pub(super) fn join(&mut self, now: Duration, member: Member, seq: u64, blocks: [u64; 2], sent: u64) {
-        let (entries, shards) = (Self::ENTRIES.0, Self::SHARDS.0);
-        let state = State {
-            joined: now,
-            start: (seq, blocks),
-            acknowledged: seq,
-            reported: None,
-            received: 0,
-            lost: 0,
-            overflow: 0,
-            recent: Counts::default(),
-            sample: Counts::default(),
-            sampled: now,
-            loss: None,
-            rate: 0.0,
-            round_trip: None,
-            buffer: Self::BUFFER.0,
-            share: 1.0,
-            lacks: None,
-            missing: 0,
-            told: false,
-            credit: Credit { entries, shards, blocks: sent, seq, at: now },
-            slow: Duration::ZERO,
-            nonsense: 0,
-        };
-        self.states.insert(member, state);
-        self.joined = now;
-        self.changed();
+    /// Adds a member that begins with these blocks. One that is there already begins again.
+    pub(super) fn join(&mut self, member: Member, start: [u64; 2], sent: Sent) {
+        self.states.insert(member, MemberState::new(start, sent));
+        self.joined = sent.now;
+        self.changed(sent.now);
     }
 
     /// True when it was there.
-    pub(super) fn remove(&mut self, member: Member) -> bool {
+    pub(super) fn remove(&mut self, now: Duration, member: Member) -> bool {
         let there = self.states.remove(&member).is_some();
-        self.changed();
+        self.changed(now);
         there
     }
 
-    pub(super) fn contains(&self, member: Member) -> bool {
-        self.states.contains_key(&member)
+    pub(super) fn get(&self, member: Member) -> Option<&MemberState> {
+        self.states.get(&member)
     }
 
-    /// The first blocks that concern `member`.
-    pub(super) fn start(&self, member: Member) -> Option<[u64; 2]> {
-        self.states.get(&member).map(|state| state.start.1)
+    pub(super) fn get_mut(&mut self, member: Member) -> Option<&mut MemberState> {
+        self.states.get_mut(&member)
     }
 
-    /// The round trip of the group: the longest of its members, which fades once it is shorter.
+    /// When the last member joined.
+    pub(super) fn joined(&self) -> Duration {
+        self.joined
+    }
+
+    /// The members that the group waits for.
+    pub(super) fn useful(&self) -> usize {
+        self.useful
+    }
+
+    /// The round trip of the group, that of its farthest members.
     pub(super) fn round_trip(&self) -> Duration {
         self.round_trip
     }
@@ -250,12 +176,12 @@ impl Members {
     /// Up to which datagram the windows allow to send, and by how much what is urgent may exceed that.
     pub(super) fn limit(&self) -> Option<(u64, u64)> {
         let (limit, member) = self.limit?;
-        self.states.get(&member).map(|state| (limit, self.window(state) / 2))
+        self.states.get(&member).map(|state| (limit, state.window(self.channel.payload) / 4))
     }
 
     /// Notes that the windows held something back.
-    pub(super) fn held(&mut self) {
-        self.blocked = true;
+    pub(super) fn hold(&mut self) {
+        self.held = true;
     }
 
     /// The bytes after which members should report.
@@ -265,7 +191,7 @@ impl Members {
         }
         let smallest = self.states.values().filter(|state| state.reported.is_some()).map(|state| state.buffer).min();
         // Beyond 1 MiB the reports are rare enough.
-        smallest.unwrap_or(Self::BUFFER.0).min(8 << 20) / 8
+        smallest.unwrap_or(MemberState::BUFFER.0).min(8 << 20) / 8
     }
 
     /// How often members should report: a group as a whole no more than 5000 times a second.
@@ -273,151 +199,58 @@ impl Members {
         (Duration::from_micros(200) * self.states.len() as u32).max(Duration::from_millis(10))
     }
 
-    /// What became of a report, and whether the member now says what it lacks.
-    pub(super) fn report(&mut self, now: Duration, report: &Report<'_>, sending: Sending) -> Reported {
+    /// Takes in a report. `echoed` is the next datagram when the pulse that it echoes was sent, if that is still known.
+    pub(super) fn report(&mut self, report: &Report<'_>, sent: Sent, echoed: Option<u64>) -> Reported {
         let Some(state) = self.states.get_mut(&report.member) else { return Reported::Stranger };
         if report.leaving {
             return Reported::Leaving;
         }
-        let next = report.next_seq.extend(state.acknowledged);
-        let received = Serial::new(report.received).since(Serial::new(state.received));
-        let lost = Serial::new(report.lost).since(Serial::new(state.lost));
-        let overflow = Serial::new(report.overflow).since(Serial::new(state.overflow));
-        let echo = (!report.echo.is_zero()).then_some(report.echo);
-        if state.reported.is_some() && (received < 0 || next < state.acknowledged && received <= 0) {
-            return Reported::Stale;
+        match state.report(report, sent, echoed, &self.channel) {
+            Verdict::Stale => return Reported::Stale,
+            Verdict::Nonsense => return Reported::Nonsense,
+            Verdict::Taken => {}
         }
-        // Reordered datagrams are taken for lost at first, so that the losses may go down a little.
-        let counted = i64::from(received) + i64::from(lost.max(0));
-        let possible = (sending.seq - state.start.0) as i64 + Self::SLACK;
-        if next > sending.seq
-            || counted > possible
-            || i64::from(report.received) > possible
-            || overflow < 0
-            || echo.is_some_and(|echo| echo > now)
-        {
-            state.nonsense += 1;
-            return Reported::Nonsense;
-        }
-        (state.received, state.lost, state.overflow) = (report.received, report.lost, report.overflow);
-        let (received, lost, overflow) = (received.max(0) as u32, lost.max(0) as u32, overflow as u32);
-        state.recent.add(received, lost, overflow);
-        state.sample.add(received, lost, overflow);
-        state.reported = Some(now);
-        state.acknowledged = state.acknowledged.max(next).max(sending.echoed.unwrap_or(0)).min(sending.seq);
-        state.buffer = report.buffer.clamp(Self::BUFFER.0, Self::BUFFER.1);
-        state.share = match overflow {
-            0 => (state.share * 1.02).min(1.0),
-            _ => (state.share * 0.7).max(0.1),
-        };
-        state.measure(now, self.channel.payload);
-        if let Some(echo) = echo {
-            let sample = now.saturating_sub(echo).saturating_sub(report.held).min(Self::MAX_ROUND_TRIP);
-            let smoothed = state.round_trip.map_or(sample, |smoothed| (smoothed * 7 + sample) / 8);
-            state.round_trip = Some(smoothed);
-            self.peak = self.peak.max(smoothed);
-            self.round_trip = self.round_trip.max(smoothed);
-        }
-        state.missing = report.missing;
-        if let Some(lacks) = &report.lacks {
-            state.lacks = Some(lacks.set(self.channel.chunks()));
-        }
-        if report.missing == 0 {
-            state.lacks = Some(ChunkSet::new(self.channel.chunks()));
-        }
-        self.wants = None;
+        self.changed = true;
         if self.states.len() <= Self::WINDOWED {
-            self.renew_limit(now);
+            self.renew_limit(sent.now);
         }
         Reported::Taken
     }
 
-    /// Datagrams by which a member's counters may be off: duplicates, and the first ones it took before it counted.
-    const SLACK: i64 = 4096;
-
-    /// How much `member` may still ask for: entries, then shards; adds to that what was sent meanwhile.
-    pub(super) fn credit(&mut self, now: Duration, member: Member, blocks: u64, seq: u64) -> Option<(u32, u8)> {
-        let credit = &mut self.states.get_mut(&member)?.credit;
-        let seconds = now.saturating_sub(credit.at).as_secs_f64();
-        let entries = (blocks - credit.blocks) as f64 * Self::ENTRIES.1 + seconds * Self::ENTRIES.2;
-        credit.entries = (credit.entries + entries).min(Self::ENTRIES.0);
-        credit.shards = (credit.shards + (seq - credit.seq) as f64 * Self::SHARDS.1).min(Self::SHARDS.0);
-        (credit.blocks, credit.seq, credit.at) = (blocks, seq, now.max(credit.at));
-        Some((credit.entries as u32, credit.shards.min(255.0) as u8))
-    }
-
-    /// Takes one entry, and so many shards, from what `member` may ask for.
-    pub(super) fn charge(&mut self, member: Member, shards: u8) {
-        if let Some(state) = self.states.get_mut(&member) {
-            state.credit.entries -= 1.0;
-            state.credit.shards -= f64::from(shards);
-        }
-    }
-
-    pub(super) fn nonsense(&mut self, member: Member) {
-        if let Some(state) = self.states.get_mut(&member) {
-            state.nonsense += 1;
-        }
-    }
-
-    /// What the members lack, all together.
+    /// What the members lack, all together; in a large group as of some milliseconds ago.
     pub(super) fn wants(&mut self, now: Duration) -> Wants {
-        if let Some(wants) = self.wants {
-            return wants;
-        }
-        let mut wants = Wants { joined: self.joined, ..Wants::default() };
-        let patience = self.patience();
-        for state in self.states.values() {
-            match &state.lacks {
-                _ if state.reported.is_none() => wants.silent += usize::from(now < state.joined + Self::PATIENCE),
-                _ if !state.is_useful(now, patience) => {}
-                None => {
-                    wants.unknown += 1;
-                    wants.wanting += usize::from(state.missing > 0 && !state.told);
-                }
-                Some(lacks) if !lacks.is_empty() => {
-                    wants.lacking += 1;
-                    wants.pages += u64::from(state.missing);
-                    wants.fresh += usize::from(!state.told);
-                }
-                Some(_) => {}
+        let recent = self.states.len() > Self::WINDOWED && now < self.wants.0 + self.rest();
+        match self.wants.1 {
+            Some(wants) if !self.changed || recent => wants,
+            _ => {
+                let wants = self.find_wants(now);
+                (self.wants, self.changed) = ((now, Some(wants)), false);
+                wants
             }
         }
-        self.wants = Some(wants);
-        wants
-    }
-
-    /// When the last member joined.
-    pub(super) fn joined(&self) -> Duration {
-        self.joined
     }
 
     /// The chunks that some member may lack.
     pub(super) fn union_of_all(&self) -> ChunkSet {
-        let mut union = ChunkSet::new(self.channel.chunks());
-        self.states.values().filter_map(|state| state.lacks.as_ref()).for_each(|lacks| union.unite(lacks));
-        union
+        self.union_where(|_| true)
     }
 
     /// The chunks that a useful member lacks.
     pub(super) fn union(&self, now: Duration) -> ChunkSet {
         let patience = self.patience();
-        let mut union = ChunkSet::new(self.channel.chunks());
-        let useful = self.states.values().filter(|state| state.is_useful(now, patience));
-        useful.filter_map(|state| state.lacks.as_ref()).for_each(|lacks| union.unite(lacks));
-        union
+        self.union_where(|state| state.is_useful(now, patience))
     }
 
     /// Forgets what the members lack, since they are about to be asked.
-    pub(super) fn forget_lacks(&mut self) {
+    pub(super) fn forget_lacks(&mut self, now: Duration) {
         self.states.values_mut().for_each(|state| state.lacks = None);
-        self.changed();
+        self.changed(now);
     }
 
     /// Notes that all who are there were sent to the end game.
-    pub(super) fn tell(&mut self) {
+    pub(super) fn tell(&mut self, now: Duration) {
         self.states.values_mut().for_each(|state| state.told = true);
-        self.changed();
+        self.changed(now);
     }
 
     /// The mean loss of those who report any, when they are at least `enough`; else none.
@@ -426,7 +259,7 @@ impl Members {
         if count >= enough { sum / f64::from(count) } else { 0.0 }
     }
 
-    /// The greatest loss of a useful member, for repairs that are lost themselves.
+    /// What useful members lost since this was last asked.
     pub(super) fn strain(&mut self, now: Duration) -> Strain {
         /// Datagrams below which a loss is chance.
         const ENOUGH: u32 = 64;
@@ -435,7 +268,7 @@ impl Members {
         let mut strain = Strain::default();
         for state in self.states.values_mut().filter(|state| state.is_useful(now, patience)) {
             let recent = std::mem::take(&mut state.recent);
-            let total = recent.received + recent.lost;
+            let total = recent.received.saturating_add(recent.lost);
             if total >= ENOUGH {
                 strain.loss = strain.loss.max(f64::from(recent.lost) / f64::from(total));
             }
@@ -446,51 +279,42 @@ impl Members {
 
     /// True when it is time for [`Members::sweep`].
     pub(super) fn is_due(&self, now: Duration) -> bool {
-        // In a large group each takes some hundred microseconds.
-        now >= self.swept + Duration::from_millis(10).max(self.report_interval() / 10)
+        now >= self.swept + self.rest()
     }
 
     /// When [`Members::sweep`] is due next, for whoever has nothing else to do.
     pub(super) fn next_timeout(&self) -> Option<Duration> {
-        (!self.states.is_empty()).then(|| self.swept + Duration::from_millis(100))
+        (!self.states.is_empty()).then(|| self.swept + Duration::from_millis(100).max(self.rest()))
     }
 
-    /// Finds out who has to go. `active` when pages are being sent as fast as possible; `rate` is the group's.
-    pub(super) fn sweep(
-        &mut self,
-        now: Duration,
-        config_floor: f64,
-        rate: f64,
-        active: bool,
-    ) -> Vec<(Member, ExpelReason)> {
+    /// Finds out who has to go. `active` while bulk is sent; `rate` is the group's.
+    pub(super) fn sweep(&mut self, now: Duration, floor: f64, rate: f64, active: bool) -> Vec<(Member, ExpelReason)> {
         let elapsed = now.saturating_sub(self.swept);
         self.swept = now;
-        if now >= self.decayed + Duration::from_millis(500) {
-            self.round_trip = self.peak.max(self.round_trip.mul_f64(0.7)).max(Self::MIN_ROUND_TRIP);
-            (self.peak, self.decayed) = (Duration::ZERO, now);
-        }
         let (patience, interval) = (self.patience(), self.report_interval());
-        let mut rates: Vec<f64> =
-            self.states.values().filter(|state| state.is_useful(now, patience)).map(|state| state.rate).collect();
-        rates.sort_unstable_by(f64::total_cmp);
-        let median = rates.get(rates.len() / 2).copied().unwrap_or_default();
-        // Halves in two seconds: half of the group's best is what it could do a while ago.
-        self.reference = median.max(self.reference * 0.5_f64.powf(elapsed.as_secs_f64() / 2.0));
+        let useful = || self.states.values().filter(|state| state.is_useful(now, patience));
+        let (median, _) = median_and_most(useful().map(|state| state.rate));
+        if let (median, Some(most)) =
+            median_and_most(useful().filter_map(|state| state.round_trip).map(|trip| trip.as_secs_f64()))
+        {
+            // One that claims to be very far off does not slow down the others' repairs.
+            let trip = Duration::from_secs_f64(most.min(median * 4.0 + 0.002));
+            self.round_trip = trip.clamp(Self::MIN_ROUND_TRIP, Self::MAX_ROUND_TRIP);
+        }
+        self.reference = median.max(self.reference * 0.5_f64.powf(elapsed.as_secs_f64() / Self::HALF_LIFE));
         // A rate that is kept low on purpose is nobody's fault.
-        let floor = config_floor.max(self.reference * Self::SHARE).min(rate / 2.0);
-        let blocker = self.limit.filter(|_| std::mem::take(&mut self.blocked)).map(|(_, member)| member);
+        let floor = floor.max(self.reference * Self::SHARE).min(rate / 2.0);
+        let blocker = self.limit.filter(|_| std::mem::take(&mut self.held)).map(|(_, member)| member);
         let mut expelled = Vec::new();
         for (member, state) in &mut self.states {
-            let silence = now.saturating_sub(state.reported.unwrap_or(state.joined));
-            let silent = match state.reported {
-                Some(_) => silence >= Self::SILENCE.max(interval * 10),
-                None => silence >= Self::PROBE.max(interval * 10),
-            };
+            let since = |at: Option<Duration>| now.saturating_sub(at.unwrap_or(state.joined));
+            let silent = state.reported.is_some() && since(state.reported) >= Self::SILENCE.max(interval * 10);
+            let deaf = since(state.heard) >= Self::DEAFNESS.max(interval * 10);
             let holds = blocker == Some(*member) && state.rate < floor;
-            let useless = active && rates.len() > 1 && state.rate < median * Self::SHARE && state.reported.is_some();
+            let useless = active && state.rate < median * Self::SHARE && state.heard.is_some();
             state.slow = if holds || useless { state.slow + elapsed } else { Duration::ZERO };
             let reason = match state {
-                _ if silent => ExpelReason::Silent,
+                _ if silent || deaf => ExpelReason::Silent,
                 state if state.nonsense >= Self::NONSENSE => ExpelReason::Nonsense,
                 state if state.slow >= Self::SLOW => ExpelReason::TooSlow,
                 _ => continue,
@@ -502,8 +326,7 @@ impl Members {
         }
         let losses = self.states.values().filter_map(|state| state.loss).filter(|loss| *loss >= 0.001);
         self.losses = losses.fold((0, 0.0), |(count, sum), loss| (count + 1, sum + loss));
-        self.changed();
-        self.renew_limit(now);
+        self.changed(now);
         expelled
     }
 
@@ -522,10 +345,10 @@ impl Members {
         })
     }
 
-    fn changed(&mut self) {
-        self.wants = None;
-        if self.limit.is_some_and(|(_, member)| !self.states.contains_key(&member)) {
-            self.limit = None;
+    fn changed(&mut self, now: Duration) {
+        self.changed = true;
+        if self.states.len() <= Self::WINDOWED || self.is_due(now) || self.swept == now {
+            self.renew_limit(now);
         }
     }
 
@@ -533,52 +356,53 @@ impl Members {
         Self::PATIENCE.max(self.report_interval() * 4)
     }
 
+    /// The time between two looks at all members. In a large group each takes some hundred microseconds.
+    fn rest(&self) -> Duration {
+        Duration::from_millis(10).max(self.report_interval() / 10)
+    }
+
     fn renew_limit(&mut self, now: Duration) {
-        self.limit = None;
-        if self.states.len() > Self::WINDOWED {
-            return;
-        }
+        let (patience, payload) = (self.patience(), self.channel.payload);
+        let useful = || self.states.iter().filter(|(_, state)| state.is_useful(now, patience));
+        self.useful = useful().count();
+        let windowed = self.states.len() <= Self::WINDOWED;
+        let limits = useful().filter(|_| windowed);
+        self.limit = limits.map(|(member, state)| (state.acknowledged + state.window(payload), *member)).min();
+    }
+
+    fn find_wants(&self, now: Duration) -> Wants {
+        let mut wants = Wants { joined: self.joined, ..Wants::default() };
         let patience = self.patience();
-        let useful = self.states.iter().filter(|(_, state)| state.is_useful(now, patience));
-        self.limit = useful.map(|(member, state)| (state.acknowledged + self.window(state), *member)).min();
+        for state in self.states.values() {
+            match &state.lacks {
+                _ if !state.is_useful(now, patience) => {
+                    wants.silent += usize::from(state.heard.is_none() && now < state.joined + Self::PATIENCE);
+                }
+                None => {
+                    wants.unknown += 1;
+                    wants.wanting += usize::from(state.missing > 0 && !state.told);
+                }
+                Some(lacks) if !lacks.is_empty() => {
+                    wants.lacking += 1;
+                    wants.pages += u64::from(state.missing);
+                    wants.fresh += usize::from(!state.told);
+                }
+                Some(_) => {}
+            }
+        }
+        wants
     }
 
-    /// The datagrams that may be on their way to a member: half of its buffer, since the kernel counts more than their bytes.
-    fn window(&self, state: &State) -> u64 {
-        let datagrams = f64::from(state.buffer / 2) / (HEAD + usize::from(self.channel.payload)) as f64;
-        ((datagrams * state.share) as u64).max(4)
+    fn union_where(&self, of: impl Fn(&MemberState) -> bool) -> ChunkSet {
+        let mut union = ChunkSet::new(self.channel.chunks());
+        let lacks = self.states.values().filter(|state| of(state)).filter_map(|state| state.lacks.as_ref());
+        lacks.for_each(|lacks| union.unite(lacks));
+        union
     }
 }
 
-impl State {
-    fn is_useful(&self, now: Duration, patience: Duration) -> bool {
-        self.reported.is_some_and(|reported| now < reported + patience)
-    }
-
-    /// Samples loss and rate over a tenth of a second.
-    fn measure(&mut self, now: Duration, payload: u16) {
-        let elapsed = now.saturating_sub(self.sampled);
-        if elapsed < Duration::from_millis(100) {
-            return;
-        }
-        let sample = std::mem::take(&mut self.sample);
-        self.sampled = now;
-        let bytes = f64::from(sample.received) * (HEAD + usize::from(payload)) as f64;
-        self.rate = bytes / elapsed.as_secs_f64();
-        let total = sample.received + sample.lost;
-        if total > 0 {
-            let loss = f64::from(sample.lost) / f64::from(total);
-            // Few datagrams tell little.
-            let weight = f64::from(total.min(1000)) / 4000.0;
-            self.loss = Some(self.loss.map_or(loss, |smoothed| smoothed + (loss - smoothed) * weight));
-        }
-    }
-}
-
-impl Counts {
-    fn add(&mut self, received: u32, lost: u32, overflow: u32) {
-        self.received = self.received.saturating_add(received);
-        self.lost = self.lost.saturating_add(lost);
-        self.overflow = self.overflow.saturating_add(overflow);
-    }
+fn median_and_most(values: impl Iterator<Item = f64>) -> (f64, Option<f64>) {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    (values.get(values.len() / 2).copied().unwrap_or_default(), values.last().copied())
 }

@@ -10,6 +10,7 @@ use super::SenderConfig;
 pub(super) struct Pace {
     /// Bytes a second.
     rate: f64,
+    initial: f64,
     cap: f64,
     floor: f64,
     /// Bytes that may go now; below zero after a burst.
@@ -54,6 +55,7 @@ impl Pace {
         let rate = (config.initial_rate as f64).clamp(1.0, cap);
         Self {
             rate,
+            initial: rate,
             cap,
             floor: (config.floor as f64).clamp(1.0, cap),
             tokens: Self::BURST,
@@ -110,7 +112,10 @@ impl Pace {
                 self.tolerated = Self::TOLERATED;
             }
             self.hopeless.1 = 0;
-            self.rate = (self.rate * 1.1).min(self.cap);
+            // What was not tried shows nothing.
+            if sending * 2.0 >= self.rate || self.rate < self.initial {
+                self.rate = (self.rate * 1.1).min(self.cap);
+            }
             return;
         }
         if congested {

@@ -5,6 +5,7 @@ use descriptor::fetch::Class;
 
 use super::Shards;
 use super::history::{Entry, History, Repaired};
+use super::shards::Work;
 use crate::wire::{Answer, Confirmation, Lack, ShardKind};
 use crate::{BlockId, Geometry, Serial, ShardSet, class_index};
 
@@ -31,6 +32,8 @@ pub(super) struct Repairs {
 pub(super) struct Pending {
     /// The greatest need.
     need: u8,
+    /// The greatest share of what is missing at someone that it needs, in 255ths: below 255 where it has parity.
+    share: u8,
     /// All that is missing at someone.
     missing: ShardSet,
     /// Someone does not say what is missing.
@@ -61,14 +64,6 @@ pub(super) enum Noted {
     Nonsense,
 }
 
-/// A repair to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Repair {
-    pub(super) block: u64,
-    pub(super) kind: ShardKind,
-    pub(super) shards: Shards,
-}
-
 /// The times that repairs depend on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RepairTiming {
@@ -79,8 +74,9 @@ pub(super) struct RepairTiming {
 }
 
 impl Repairs {
-    /// Repairs of a block. At 30 % of losses one in 15,000 shards is lost in all of them.
-    const ROUNDS: u8 = 8;
+    /// Repairs of a block, demand then bulk. At 30 % of losses one in 15,000 shards is lost in eight of them; those of demand
+    /// are gathered for a shorter time.
+    const ROUNDS: [u8; 2] = [32, 8];
 
     /// Blocks whose refusal waits to be confirmed, at most; whoever misses it asks again.
     const MAX_GONE: usize = 256;
@@ -135,7 +131,7 @@ impl Repairs {
             return Some(Noted::Nonsense);
         }
         let entry = match history.get_mut(number) {
-            Some(entry) if entry.rounds < Self::ROUNDS => entry,
+            Some(entry) if entry.rounds < Self::ROUNDS[class_index(class)] => entry,
             _ => return Some(self.refuse(class, number)),
         };
         let Some((need, missing)) = wanted(now, entry, lack, timing.flight) else {
@@ -159,6 +155,8 @@ impl Repairs {
         }
         let pending = entry.pending.get_or_insert_default();
         pending.need = pending.need.max(need);
+        let share = (u32::from(need) * 255).div_ceil(u32::from(missing.len().max(1)));
+        pending.share = pending.share.max(share.min(255) as u8);
         pending.missing = pending.missing.union(missing);
         pending.unknown |= missing.is_empty();
         let plan = plan(class, entry.count, entry.rows, pending);
@@ -201,7 +199,7 @@ impl Repairs {
     }
 
     /// The next repair of a class that is due. `loss` is what the repairs themselves are expected to lose.
-    pub(super) fn next(&mut self, now: Duration, class: Class, history: &mut History, loss: f64) -> Option<Repair> {
+    pub(super) fn next(&mut self, now: Duration, class: Class, history: &mut History, loss: f64) -> Option<Work> {
         let queue = &mut self.due[class_index(class)];
         while let Some((_, number)) = queue.pop_front_if(|(due, _)| *due <= now) {
             let Some(entry) = history.get_mut(number) else { continue };
@@ -223,7 +221,7 @@ impl Repairs {
                     (ShardKind::Parity, Shards::Range(from..from + rows))
                 }
             };
-            return Some(Repair { block: number, kind, shards });
+            return Some(Work { block: number, kind, shards });
         }
         None
     }
@@ -282,18 +280,30 @@ fn lack_is_nonsense(entry: &Entry, lack: &Lack) -> bool {
         && lack.missing.intersection(ShardSet::first(entry.count)).is_empty()
 }
 
-/// Originals for demand, where a block is small and somebody waits, for few losses, and when the rows are used up; else parity.
+/// Originals for demand, where a block is small and somebody waits, and for few losses; else parity, as long as there are rows.
 fn plan(class: Class, count: u8, rows: u8, pending: &Pending) -> Plan {
-    let originals = || {
-        let shards = if pending.unknown { ShardSet::first(count) } else { pending.missing };
-        Plan::Originals(shards)
-    };
-    let few = !pending.unknown && u32::from(pending.missing.len()) * 4 <= u32::from(pending.need) * 5;
-    if class == Class::Demand || few || pending.need > Geometry::MAX_PARITY - rows {
-        originals()
-    } else {
-        Plan::Parity(pending.need)
+    let few = u32::from(pending.missing.len()) * 4 <= u32::from(pending.need) * 5;
+    if class == Class::Demand || few && !pending.unknown {
+        let all = ShardSet::first(count);
+        return Plan::Originals(if pending.unknown { all } else { pending.missing });
     }
+    let left = Geometry::MAX_PARITY - rows;
+    // Rows that do not suffice are still worth more than originals of which each member lacks only some.
+    if left >= pending.need || left >= Geometry::MAX_PARITY / 4 {
+        return Plan::Parity(pending.need.min(left));
+    }
+    let missing = if pending.unknown { ShardSet::first(count) } else { pending.missing };
+    // Whoever needs some of what it lacks gets them with as large a part of all that is lacking, and a tenth for bad luck.
+    let share = if pending.unknown { 255 } else { u32::from(pending.share) };
+    let part = (u32::from(missing.len()) * share * 11).div_ceil(255 * 10) + 1;
+    Plan::Originals(spread(missing, part.min(192) as u8))
+}
+
+/// `count` of the shards, evenly spread, or all of them if there are not as many.
+fn spread(shards: ShardSet, count: u8) -> ShardSet {
+    let (length, count) = (u32::from(shards.len()), u32::from(count));
+    let chosen = |at: u32| count >= length || at * count / length != (at + 1) * count / length;
+    (0..).zip(shards.iter()).filter(|(at, _)| chosen(*at)).map(|(_, shard)| shard).collect()
 }
 
 fn id(class: Class, number: u64) -> BlockId {
@@ -351,7 +361,7 @@ mod tests {
         assert_eq!(confirms(&mut repairs, &mut history), [], "it was promised");
         assert_eq!(repairs.next(Duration::from_micros(999), Class::Bulk, &mut history, 0.0), None);
         let repair = repairs.next(ms(1), Class::Bulk, &mut history, 0.0).unwrap();
-        assert_eq!(repair, Repair { block: 6, kind: ShardKind::Parity, shards: Shards::Range(0..3) });
+        assert_eq!(repair, Work { block: 6, kind: ShardKind::Parity, shards: Shards::Range(0..3) });
         assert_eq!(note(&mut repairs, &mut history, ms(2), bulk(3, &[40, 41, 42])), Some(Noted::Late));
         assert_eq!(note(&mut repairs, &mut history, ms(2), bulk(4, &[50, 51, 52, 53])), Some(Noted::Needed(1)));
         assert_eq!(note(&mut repairs, &mut history, ms(3), bulk(2, &[40, 41])), Some(Noted::Needed(1)));
@@ -367,7 +377,7 @@ mod tests {
         let repair = repairs.next(ms(1), Class::Demand, &mut history, 0.0).unwrap();
         assert_eq!(
             repair,
-            Repair { block: 8, kind: ShardKind::Repair, shards: Shards::Set([3, 9].into_iter().collect()) }
+            Work { block: 8, kind: ShardKind::Repair, shards: Shards::Set([3, 9].into_iter().collect()) }
         );
         assert_eq!(note(&mut repairs, &mut history, ms(1), lack(Class::Demand, 8, 1, &[3])), Some(Noted::Late));
         assert_eq!(note(&mut repairs, &mut history, ms(1), lack(Class::Demand, 8, 2, &[3, 4])), Some(Noted::Needed(1)));
@@ -383,7 +393,8 @@ mod tests {
             let repair = repairs.next(ms(at + 1), Class::Bulk, &mut history, 0.0).unwrap();
             kinds.push((repair.kind, repair.shards.len()));
         }
-        let (parity, originals) = ((ShardKind::Parity, 20), (ShardKind::Repair, 100));
+        // As large a part of all that is lacking as of what this one lacks.
+        let (parity, originals) = ((ShardKind::Parity, 20), (ShardKind::Repair, 23));
         assert_eq!(kinds, [parity, parity, parity, originals, originals, originals]);
     }
 
@@ -430,8 +441,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked for, each repair has what the greatest asker needs, no row goes twice, and every block's
-        /// repairs are bounded.
+        /// Whatever is asked for, each repair gets the greatest asker on, no row goes twice, and every block's repairs are
+        /// bounded.
         #[test]
         fn repairs_suffice_and_end(
             asks in prop::collection::vec(
@@ -459,13 +470,13 @@ mod tests {
                     let entry = history.get(block + 5).unwrap();
                     let pending = entry.pending.unwrap();
                     let enough = match plan(Class::Bulk, entry.count, entry.rows, &pending) {
-                        Plan::Parity(rows) => rows >= need,
-                        Plan::Originals(shards) => lack.missing.is_subset(shards),
+                        Plan::Parity(rows) => rows >= need.min(15),
+                        Plan::Originals(shards) => shards.len() >= need.min(pending.missing.len()),
                     };
                     prop_assert!(enough, "{pending:?}");
                 }
             }
-            prop_assert!(rounds.values().all(|rounds| *rounds <= u32::from(Repairs::ROUNDS)));
+            prop_assert!(rounds.values().all(|rounds| *rounds <= u32::from(Repairs::ROUNDS[1])));
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use crate::ShardSet;
+use crate::wire::ShardKind;
 
 /// Shards of one block, in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +10,14 @@ pub enum Shards {
     Range(Range<u8>),
     /// Some.
     Set(ShardSet),
+}
+
+/// Shards of one block that are still to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    pub(super) block: u64,
+    pub(super) kind: ShardKind,
+    pub(super) shards: Shards,
 }
 
 impl Shards {
@@ -32,6 +41,14 @@ impl Shards {
             Shards::Set(set) => (0..0, *set),
         };
         range.chain(set.iter())
+    }
+
+    /// The highest index.
+    pub(super) fn last(&self) -> Option<u8> {
+        match self {
+            Shards::Range(range) => range.end.checked_sub(1).filter(|last| range.contains(last)),
+            Shards::Set(set) => set.last(),
+        }
     }
 
     /// Takes the first `count` out.
@@ -59,8 +76,9 @@ mod tests {
         for mut shards in [Shards::Range(3..9), Shards::Set((3..9).collect())] {
             assert_eq!(shards.take(4).iter().collect::<Vec<_>>(), [3, 4, 5, 6]);
             assert_eq!((shards.len(), shards.iter().collect::<Vec<_>>()), (2, vec![7, 8]));
+            assert_eq!(shards.last(), Some(8));
             assert_eq!(shards.take(200).len(), 2);
-            assert!(shards.is_empty() && shards.take(1).is_empty());
+            assert!(shards.is_empty() && shards.take(1).is_empty() && shards.last().is_none());
         }
     }
 }

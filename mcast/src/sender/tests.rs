@@ -8,7 +8,7 @@ use descriptor::image::Content;
 use descriptor::{FrameSet, Gfn, PageCount};
 
 use super::*;
-use crate::wire::{Answer, Lack, LackBits};
+use crate::wire::{Answer, HEAD, Lack, LackBits, Pulse, PulseKind, ShardKind};
 use crate::{ChannelParameters, ChunkSet, ShardSet};
 
 /// Stored throughout.
