@@ -15,6 +15,7 @@ pub mod cli;
 pub mod demo;
 mod error;
 pub mod interrupt;
+mod multicast;
 pub mod qemu;
 mod report;
 mod server;

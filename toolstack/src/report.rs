@@ -55,6 +55,9 @@ pub struct CloneReport {
     pub up_after_ms: Option<f64>,
     /// How much of its memory it has.
     pub memory: Option<Memory>,
+    /// How its pages travel: `local` (from the image itself), `unix`, `tcp`, or `multicast` (besides one of these).
+    #[serde(default)]
+    pub lane: Option<String>,
     /// Its QMP socket for the user, where the template had no monitor.
     pub qmp: Option<PathBuf>,
     /// Its UUID, generation id and MAC address, where the template asked for them.
@@ -106,7 +109,9 @@ impl RunReport {
             source: error.into(),
         })?;
         for clone in &mut report.clones {
-            clone.memory = Memory::ask(&clone.admin, patience).or(clone.memory);
+            let pager = PagerReport::ask(&clone.admin, patience);
+            clone.memory = pager.memory.or(clone.memory);
+            clone.lane = pager.lane.or(clone.lane.take());
         }
         Ok(report)
     }
@@ -114,13 +119,14 @@ impl RunReport {
     /// The clones as a table for people.
     pub fn table(&self) -> String {
         let mut table = Table::default();
-        table.row(["clone", "state", "up after", "has", "of pages", "needs no fetch", "pid"]);
+        table.row(["clone", "state", "lane", "up after", "has", "of pages", "needs no fetch", "pid"]);
         for clone in &self.clones {
             let memory =
                 |number: fn(&Memory) -> u64| clone.memory.as_ref().map_or("-".to_owned(), |m| grouped(number(m)));
             table.row([
                 clone.name.clone(),
                 clone.state.clone(),
+                clone.lane.clone().unwrap_or("-".to_owned()),
                 clone.up_after_ms.map_or("-".to_owned(), |ms| micros(ms * 1e3)),
                 memory(|memory| memory.total.saturating_sub(memory.missing + memory.avoided)),
                 memory(|memory| memory.total),
@@ -132,12 +138,35 @@ impl RunReport {
     }
 }
 
-impl Memory {
-    /// What the memtap behind this admin socket says.
-    pub(crate) fn ask(socket: &Path, patience: Duration) -> Option<Self> {
-        Self::of(&admin::status(socket, patience).ok()?)
-    }
+/// What a memtap says of its clone, as far as it says something.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PagerReport {
+    pub(crate) memory: Option<Memory>,
+    pub(crate) lane: Option<String>,
+}
 
+impl PagerReport {
+    /// What the memtap behind this admin socket says.
+    pub(crate) fn ask(socket: &Path, patience: Duration) -> Self {
+        let Ok(status) = admin::status(socket, patience) else { return Self::default() };
+        Self { memory: Memory::of(&status), lane: lane(&status) }
+    }
+}
+
+/// How pages travel, by a status of memtap.
+fn lane(status: &Value) -> Option<String> {
+    let source = status.get("source")?;
+    let endpoint = source.get("endpoint")?.as_str()?;
+    let lane = match (source.get("connected")?.as_bool()?, source.get("local")?.as_bool()?) {
+        (_, true) => "local",
+        (false, false) => return None,
+        (true, false) if status["channel"]["link"] == "live" => "multicast",
+        (true, false) => endpoint.split(':').next()?,
+    };
+    Some(lane.to_owned())
+}
+
+impl Memory {
     /// What a status of memtap says.
     pub(crate) fn of(status: &Value) -> Option<Self> {
         let progress = status.get("progress")?;
@@ -147,3 +176,25 @@ impl Memory {
 }
 
 const NAME: &str = "run.json";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_lane_is_the_one_that_pages_take() {
+        let status = |connected: bool, local: bool, endpoint: &str, link: Option<&str>| {
+            let channel = link.map(|link| json!({"link": link}));
+            json!({"source": {"connected": connected, "local": local, "endpoint": endpoint}, "channel": channel})
+        };
+        let lane = |status: Value| super::lane(&status);
+        assert_eq!(lane(status(true, false, "tcp://10.0.0.1:7070", None)).as_deref(), Some("tcp"));
+        assert_eq!(lane(status(true, false, "tcp://10.0.0.1:7070", Some("live"))).as_deref(), Some("multicast"));
+        assert_eq!(lane(status(true, false, "unix:/run/pages", Some("blocked"))).as_deref(), Some("unix"));
+        assert_eq!(lane(status(false, true, "unix:/run/pages", None)).as_deref(), Some("local"));
+        assert_eq!(lane(status(false, false, "tcp://10.0.0.1:7070", None)), None);
+        assert_eq!(lane(json!({})), None);
+    }
+}

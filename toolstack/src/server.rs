@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use descriptor::Endpoint;
+use mcast_socket::Group;
 
+use crate::admin;
 use crate::error::ToolError;
 use crate::report::ServerReport;
 use crate::supervise::{ChildId, ChildSpec, Output, Role, RunDir, SuperviseError, Supervisor, own_command};
@@ -19,6 +21,9 @@ const RESTARTS: u32 = 3;
 /// A pause before that: long for a kernel, short for a guest that waits.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long it may take to say how it is; it answers within milliseconds.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a page server is to do.
 pub(crate) struct Service {
     /// The image's index file.
@@ -27,6 +32,8 @@ pub(crate) struct Service {
     pub(crate) listen: Vec<Endpoint>,
     /// The secret that its clients must know.
     pub(crate) ticket_file: Option<PathBuf>,
+    /// The group to which it multicasts what several clones want.
+    pub(crate) multicast: Option<Group>,
 }
 
 /// A page server that runs.
@@ -94,6 +101,14 @@ impl Server {
         }
     }
 
+    /// The bytes that it has multicast, where it was asked to and says so.
+    pub(crate) fn multicast_bytes(&self) -> Option<u64> {
+        let status = admin::status(&self.admin, STATUS_PATIENCE).ok()?;
+        let total = status.get("multicast")?.get("total")?;
+        let bytes = |kind: &str| total.get(kind)?.get("bytes")?.as_u64();
+        ["data", "repair", "parity", "control"].into_iter().map(bytes).sum()
+    }
+
     /// What it says of itself.
     pub(crate) fn report(&self, supervisor: &Supervisor) -> ServerReport {
         let endpoints: Vec<String> = self.endpoints().iter().map(Endpoint::to_string).collect();
@@ -113,6 +128,7 @@ fn spawn(
     if let Some(file) = &service.ticket_file {
         command.arg("--ticket-file").arg(file);
     }
+    command.args(service.multicast.iter().map(|group| format!("--mcast={group}")));
     let (name, log) = ("memserver".to_owned(), log.to_owned());
     let spec = ChildSpec { name, role: Role::Server, command, log, output: Output::Ready, fds: Vec::new() };
     let child = supervisor.start(spec)?;

@@ -19,7 +19,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::outcome::{CloneOutcome, Outcome};
 use crate::error::ToolError;
 use crate::interrupt::Interrupt;
-use crate::report::{CloneReport, Memory, RunReport};
+use crate::multicast::Multicast;
+use crate::report::{CloneReport, PagerReport, RunReport};
 use crate::server::{Server, Service};
 use crate::supervise::{ChildId, ChildSpec, Event, Output, Role, RunDir, SuperviseError, Supervisor, own_command};
 
@@ -33,6 +34,7 @@ use crate::supervise::{ChildId, ChildSpec, Event, Output, Role, RunDir, Supervis
 Examples:
   snowflock demo
   snowflock demo --clones 8 --mem 1024 --lane local
+  snowflock demo --clones 8 --multicast
   snowflock demo --json | jq .fault_us")]
 pub struct Options {
     /// How many clones
@@ -44,6 +46,9 @@ pub struct Options {
     /// How pages travel
     #[arg(long, value_enum, default_value_t = Lane::Tcp)]
     lane: Lane,
+    /// Multicast what several clones want, besides TCP connections; to this group, or to one of its own on the loopback interface
+    #[arg(long, value_name = "GROUP:PORT[%IFACE]", num_args = 0..=1, require_equals = true, default_missing_value = Multicast::ANY, conflicts_with = "lane")]
+    multicast: Option<Multicast>,
     /// What the image and the guests' work are made from; the same seed, the same demonstration
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
@@ -84,7 +89,8 @@ pub fn run(options: &Options) -> Result<(), ToolError> {
         Lane::Tcp => Endpoint::Tcp("127.0.0.1:0".to_owned()),
         Lane::Unix | Lane::Local => Endpoint::Unix(run.socket("memserver.sock")?),
     };
-    let service = Service { index: files.index.clone(), listen: vec![endpoint], ticket_file: None };
+    let multicast = options.multicast.as_ref().map(|multicast| multicast.group(Some("lo")));
+    let service = Service { index: files.index.clone(), listen: vec![endpoint], ticket_file: None, multicast };
     let server = Server::start(&mut supervisor, &run, service)?;
     let mut report = RunReport::new("demo", Some(server.report(&supervisor)));
 
@@ -98,10 +104,11 @@ pub fn run(options: &Options) -> Result<(), ToolError> {
     report.write(&run)?;
     wait(&mut supervisor, &server, &clones, options)?;
     let took = started.elapsed();
+    let multicast_bytes = options.multicast.as_ref().and_then(|_| server.multicast_bytes());
 
     let outcomes: Result<Vec<CloneOutcome>, ToolError> =
         clones.iter().map(|clone| CloneOutcome::read(&clone.result)).collect();
-    let outcome = Outcome::of(options, &outcomes?, full_copy, took);
+    let outcome = Outcome::of(options, &outcomes?, multicast_bytes, full_copy, took);
     let text = if options.json { outcome.json() } else { outcome.table() };
     writeln!(io::stdout(), "{text}").map_err(|error| ToolError::Kernel("write to standard output", error))?;
     if outcome.verified { Ok(()) } else { Err(ToolError::NotVerified) }
@@ -187,6 +194,7 @@ impl Clone {
             pager_pid: None,
             up_after_ms: None,
             memory: None,
+            lane: None,
             qmp: None,
             identity: None,
             admin: self.admin.clone(),
@@ -212,7 +220,7 @@ fn wait(supervisor: &mut Supervisor, server: &Server, clones: &[Clone], options:
             Event::TimedOut if bar.is_hidden() => {}
             Event::TimedOut => {
                 let ended = (clones.len() - running.len()) as u64 * (u64::from(options.mem) << 20);
-                let there = running.iter().filter_map(|clone| Memory::ask(&clone.admin, LOOK_PATIENCE));
+                let there = running.iter().filter_map(|clone| PagerReport::ask(&clone.admin, LOOK_PATIENCE).memory);
                 let there: u64 = there.map(|memory| memory.total.saturating_sub(memory.missing) * PAGE_SIZE).sum();
                 bar.set_position(ended + there);
             }

@@ -56,6 +56,9 @@ pub(super) struct Outcome {
     pages_fetched: u64,
     pages_avoided: u64,
     bytes_sent: u64,
+    /// Of these the ones that were multicast, once for all clones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_multicast: Option<u64>,
     /// One copy of the whole image over the same kind of socket.
     full_copy_ms: f64,
     total_ms: f64,
@@ -90,7 +93,13 @@ impl CloneOutcome {
 
 impl Outcome {
     /// What came of the clones; `full_copy` is how long one copy of the image took, `took` the whole fork.
-    pub(super) fn of(options: &Options, each: &[CloneOutcome], full_copy: Duration, took: Duration) -> Self {
+    pub(super) fn of(
+        options: &Options,
+        each: &[CloneOutcome],
+        bytes_multicast: Option<u64>,
+        full_copy: Duration,
+        took: Duration,
+    ) -> Self {
         let sum = |number: fn(&CloneOutcome) -> u64| each.iter().map(number).sum();
         let sorted = |number: fn(&CloneOutcome) -> f64| {
             let mut numbers: Vec<f64> = each.iter().map(number).collect();
@@ -113,7 +122,8 @@ impl Outcome {
             fault_us: Faults { count: sum(|clone| clone.fault_us.count), p50: median(&p50), p99: last(&p99) },
             pages_fetched: sum(|clone| clone.pages_fetched),
             pages_avoided: sum(|clone| clone.pages_avoided),
-            bytes_sent: sum(|clone| clone.bytes_received),
+            bytes_sent: sum(|clone| clone.bytes_received) + bytes_multicast.unwrap_or_default(),
+            bytes_multicast,
             full_copy_ms: full_copy.as_secs_f64() * 1e3,
             total_ms: took.as_secs_f64() * 1e3,
             each: each.to_vec(),
@@ -141,7 +151,11 @@ impl Outcome {
         row("fault, 99 %", |clone| micros(clone.fault_us.p99_us), micros(self.fault_us.p99));
         row("pages fetched", |clone| grouped(clone.pages_fetched), grouped(self.pages_fetched));
         row("pages avoided", |clone| grouped(clone.pages_avoided), grouped(self.pages_avoided));
-        row("on the wire", |clone| bytes(clone.bytes_received), bytes(self.bytes_sent));
+        let by_connections = self.bytes_sent - self.bytes_multicast.unwrap_or_default();
+        row("on the wire", |clone| bytes(clone.bytes_received), bytes(by_connections));
+        if let Some(sent) = self.bytes_multicast {
+            row("by multicast", |_| String::new(), bytes(sent));
+        }
         row("pages compared", |clone| grouped(clone.verified), grouped(self.pages_verified));
         row("pages wrong", |clone| grouped(clone.mismatches), grouped(self.pages_wrong));
 

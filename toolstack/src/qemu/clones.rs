@@ -52,6 +52,8 @@ enum Channel {
 pub(super) struct Origin<'a> {
     pub(super) descriptor: &'a Path,
     pub(super) server: Option<&'a Endpoint>,
+    /// How pages travel where the user did not say.
+    pub(super) lane: Option<&'a str>,
 }
 
 const CONTROL: &str = "control.sock";
@@ -170,7 +172,7 @@ impl Clone {
         command.args(origin.server.map(|server| format!("--server={server}")));
         command.arg("--qmp").arg(self.dir.join(PAGER_QMP)).arg(format!("--pid={}", supervisor.pid(self.guest)));
         command.arg("--admin").arg(self.admin());
-        options.pass_on(&mut command);
+        options.pass_on(&mut command, origin.lane);
         let (name, log) = (format!("memtap of {}", self.identity.name), self.dir.join("memtap.log"));
         Ok(supervisor.start(ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds })?)
     }

@@ -32,7 +32,7 @@ pub fn run(options: &RunOptions) -> Result<(), ToolError> {
     let interrupt = Interrupt::catch().map_err(|error| ToolError::Kernel("catch signals", error))?;
     let run = run_dir("run-qemu")?;
     let mut supervisor = Supervisor::new(interrupt);
-    let origin = Origin { descriptor: &options.descriptor, server: options.server.as_ref() };
+    let origin = Origin { descriptor: &options.descriptor, server: options.server.as_ref(), lane: None };
     let report = RunReport::new("run qemu", None);
     clones(&mut supervisor, &run, &origin, &template, &options.clones, None, report)
 }
@@ -56,8 +56,14 @@ pub fn fork(options: &ForkOptions) -> Result<(), ToolError> {
     let mut listen = vec![local.clone()];
     listen.extend(options.listen.iter().cloned());
     let ticket_file = options.clones.ticket_file.clone();
-    let server = Server::start(&mut supervisor, &run, Service { index: captured.index, listen, ticket_file })?;
-    let origin = Origin { descriptor: &captured.descriptor, server: Some(&local) };
+    let is_for_others = options.listen.iter().any(|endpoint| matches!(endpoint, Endpoint::Tcp(_)));
+    let interface = if is_for_others { None } else { Some("lo") };
+    let multicast = options.multicast.as_ref().map(|multicast| multicast.group(interface));
+    // Who has the image at hand needs no channel.
+    let lane = multicast.is_some().then_some("socket");
+    let service = Service { index: captured.index, listen, ticket_file, multicast };
+    let server = Server::start(&mut supervisor, &run, service)?;
+    let origin = Origin { descriptor: &captured.descriptor, server: Some(&local), lane };
     let report = RunReport::new("fork qemu", Some(server.report(&supervisor)));
     clones(&mut supervisor, &run, &origin, &template, &options.clones, Some(server), report)
 }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 use clap::Args;
 use descriptor::Endpoint;
 use descriptor::import::qemu::capture::{DiskOverlay, Method, ParseMethodError};
+
+use crate::multicast::Multicast;
 use descriptor::introspect::Avoid;
 
 const RUN_EXAMPLE: &str = "\
@@ -15,7 +17,10 @@ Example, on a host that has web.snow:
 const FORK_EXAMPLE: &str = "\
 Example:
   snowflock fork qemu --qmp /run/parent.qmp --clones 4 -- \\
-    qemu-system-x86_64 -machine pc-i440fx-7.2 -m 4G -nodefaults -display none -serial file:{dir}/console.log";
+    qemu-system-x86_64 -machine pc-i440fx-7.2 -m 4G -nodefaults -display none -serial file:{dir}/console.log
+
+For clones on this host and on others, which all get their pages at the cost of one:
+  snowflock fork qemu --qmp /run/parent.qmp -o /var/tmp/web --listen tcp://10.0.0.1:7700 --multicast=239.1.2.3:7071%eth0 -- ...";
 
 const TEMPLATE_HELP: &str = "\
 The template is the parent's own QEMU command line: same machine (with its version, such as pc-i440fx-7.2), same devices, same -m.
@@ -85,6 +90,10 @@ pub struct ForkOptions {
     /// Serve here too, for clones on other hosts: tcp://HOST:PORT or unix:PATH; may be repeated
     #[arg(long, value_name = "ENDPOINT")]
     pub(super) listen: Vec<Endpoint>,
+    /// Multicast what several clones want: to this group, or to one of its own, on the loopback interface unless --listen is for
+    /// other hosts; clones of this run then use sockets, unless --lane says otherwise
+    #[arg(long, value_name = "GROUP:PORT[%IFACE]", num_args = 0..=1, require_equals = true, default_missing_value = Multicast::ANY)]
+    pub(super) multicast: Option<Multicast>,
     #[command(flatten)]
     pub(super) clones: CloneOptions,
 }
@@ -141,6 +150,12 @@ pub(super) struct CloneOptions {
     /// How pages travel on one host: auto, socket, or local (from the image itself)
     #[arg(long, value_name = "LANE")]
     pub(super) lane: Option<String>,
+    /// Whether to take part in the server's multicast: auto (where it arrives), or off
+    #[arg(long, value_name = "WHETHER")]
+    pub(super) mcast: Option<String>,
+    /// The interface to join the server's multicast group on; by itself the one that the server is reached by
+    #[arg(long, value_name = "NAME")]
+    pub(super) mcast_interface: Option<String>,
     /// Fetch all memory in the background: off, now, or so many pages per second
     #[arg(long, value_name = "WHEN")]
     pub(super) hydrate: Option<String>,
@@ -163,15 +178,20 @@ pub(super) struct CloneOptions {
 
 impl CloneOptions {
     /// Hands to a memtap what is its business.
-    pub(super) fn pass_on(&self, memtap: &mut Command) {
+    pub(super) fn pass_on(&self, memtap: &mut Command, lane: Option<&str>) {
         let options = [
             ("--lane", &self.lane),
+            ("--mcast", &self.mcast),
+            ("--mcast-interface", &self.mcast_interface),
             ("--hydrate", &self.hydrate),
             ("--on-failure", &self.on_failure),
             ("--patience", &self.patience),
         ];
         for (option, value) in options {
             memtap.args(value.iter().flat_map(|value| [option, value.as_str()]));
+        }
+        if let (None, Some(lane)) = (&self.lane, lane) {
+            memtap.args(["--lane", lane]);
         }
         if let Some(file) = &self.ticket_file {
             memtap.arg("--ticket-file").arg(file);

@@ -11,7 +11,7 @@ use super::clones::{Clone, Origin};
 use super::options::CloneOptions;
 use super::state::{CloneState, Signs};
 use crate::error::ToolError;
-use crate::report::{CloneReport, Memory};
+use crate::report::{CloneReport, Memory, PagerReport};
 use crate::supervise::{ChildId, Event, Supervisor};
 use crate::table::micros;
 
@@ -29,6 +29,8 @@ pub(super) struct Watched {
     pub(super) up_after: Option<Duration>,
     /// What memtap says of the clone's memory.
     pub(super) memory: Option<Memory>,
+    /// And of how it travels.
+    lane: Option<String>,
     qmp: Option<Qmp>,
     run: Option<String>,
     migration: Option<String>,
@@ -45,6 +47,7 @@ impl Watched {
             state: CloneState::Starting,
             up_after: None,
             memory: None,
+            lane: None,
             qmp: None,
             run: None,
             migration: None,
@@ -97,7 +100,9 @@ impl Watched {
             self.ask_qemu();
         }
         if self.pager_end.is_none() {
-            self.memory = Memory::ask(&self.clone.admin(), LOOK).or(self.memory);
+            let pager = PagerReport::ask(&self.clone.admin(), LOOK);
+            self.memory = pager.memory.or(self.memory);
+            self.lane = pager.lane.or(self.lane.take());
         }
         let signs = Signs {
             guest_end: self.guest_end,
@@ -127,6 +132,7 @@ impl Watched {
             pager_pid: self.clone.pager.map(|pager| supervisor.pid(pager)),
             up_after_ms: self.up_after.map(|after| after.as_secs_f64() * 1e3),
             memory: self.memory,
+            lane: self.lane.clone(),
             qmp: self.clone.qmp.clone(),
             identity: Some(identity.clone()),
             admin: self.clone.admin(),
