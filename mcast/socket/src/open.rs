@@ -78,6 +78,8 @@ pub(crate) struct ReceiverSocket {
     pub(crate) fd: OwnedFd,
     pub(crate) server: SocketAddr,
     pub(crate) interface: Option<Chosen>,
+    /// The only source that it was joined for.
+    pub(crate) source: Option<IpAddr>,
     pub(crate) buffer: usize,
 }
 
@@ -92,12 +94,17 @@ pub(crate) struct ReceiverOptions {
 /// Opens a socket, binds it to `group` and joins.
 pub(crate) fn receiver(group: &Group, options: &ReceiverOptions) -> Result<ReceiverSocket, SocketError> {
     let fd = socket(group)?;
-    let server = SocketAddr::new(options.server.ip().to_canonical(), options.server.port());
-    let server = if server.is_ipv4() { server } else { options.server };
+    // An IPv4 address in IPv6's clothes is an IPv4 address; others keep their scope.
+    let server = match options.server.ip().to_canonical() {
+        IpAddr::V4(address) => SocketAddr::new(address.into(), options.server.port()),
+        IpAddr::V6(_) => options.server,
+    };
     if server.is_ipv4() != group.address.is_ipv4() {
         return Err(SocketError::Family { group: group.clone(), server: server.ip() });
     }
     let interface = receiver_interface(fd.as_fd(), group, server.ip(), options.local)?;
+    let buffer = receive_buffer(fd.as_fd(), options.buffer).map_err(system(group, "size the receive buffer"))?;
+    sys::set_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1).map_err(system(group, "have drops counted"))?;
     let index = interface.as_ref().map_or(0, |chosen| chosen.index);
     let bind = || -> io::Result<()> {
         sockopt::set_socket_reuseaddr(&fd, true)?;
@@ -106,15 +113,13 @@ pub(crate) fn receiver(group: &Group, options: &ReceiverOptions) -> Result<Recei
     };
     bind().map_err(|source| SocketError::Bind { group: group.clone(), source })?;
     only_what_is_joined(fd.as_fd(), group);
-    let source = options.source_specific.then_some(server.ip());
+    let source = Some(server.ip()).filter(|source| options.source_specific && !source.is_unspecified());
     let joined = sys::join(fd.as_fd(), group.address, index, source);
     joined.map_err(|source| {
         let interface = interface.as_ref().map(|chosen| chosen.name.clone());
         SocketError::Join { group: group.clone(), interface, source }
     })?;
-    let buffer = receive_buffer(fd.as_fd(), options.buffer).map_err(system(group, "size the receive buffer"))?;
-    sys::set_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1).map_err(system(group, "have drops counted"))?;
-    Ok(ReceiverSocket { fd, server: scoped(server, index), interface, buffer })
+    Ok(ReceiverSocket { fd, server: scoped(server, index), interface, source, buffer })
 }
 
 /// Gives a socket a receive buffer of `wanted` bytes of datagrams, or as much as it may have; tells how much it is.
@@ -158,7 +163,7 @@ fn set_sender_options(
         }
     };
     set().map_err(|error| system(group, "set the options of the socket")(error.into()))?;
-    // As above; where the limit is lower, what is there serves.
+    // Beyond net.core.wmem_max only with CAP_NET_ADMIN; where that is lower, it serves.
     if sockopt::set_socket_send_buffer_size_force(fd, options.buffer).is_err() {
         let _smaller = sockopt::set_socket_send_buffer_size(fd, options.buffer);
     }

@@ -308,3 +308,16 @@ fn waiting_ends_when_a_datagram_arrives() {
         });
     }
 }
+
+#[test]
+fn another_thread_than_the_first_is_refused_in_words() {
+    let group = group(12);
+    let mut station = station(&group, Features::ALL);
+    if !station.features().ring {
+        eprintln!("SKIPPED another_thread_than_the_first_is_refused_in_words: no io_uring of Linux 6.0");
+        return;
+    }
+    station.wait(Some(Duration::ZERO)).unwrap();
+    let error = std::thread::spawn(move || station.wait(Some(Duration::ZERO)).unwrap_err()).join().unwrap();
+    assert_eq!(error.to_string(), "the socket's io_uring belongs to the thread that waited first");
+}

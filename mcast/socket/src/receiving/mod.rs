@@ -98,7 +98,7 @@ impl Receiving {
         let ReceiveConfig { group, server, local, source_specific, buffer: wanted, features } = config;
         let options =
             ReceiverOptions { server: *server, local: *local, source_specific: *source_specific, buffer: *wanted };
-        let ReceiverSocket { fd, server, interface, buffer: got } = open::receiver(group, &options)?;
+        let ReceiverSocket { fd, server, interface, source, buffer: got } = open::receiver(group, &options)?;
         let offload = features.offload && sys::set_int(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         let lane = match features.ring.then(|| Ring::new(fd.as_fd())).transpose() {
             Ok(Some(ring)) => Lane::Ring(Box::new(ring)),
@@ -117,7 +117,7 @@ impl Receiving {
             lane,
             offload,
             message: None,
-            source: source_specific.then_some(server.ip()),
+            source,
             drops: 0,
             truncated: 0,
         })

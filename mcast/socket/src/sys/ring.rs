@@ -135,6 +135,9 @@ fn passing(result: io::Result<usize>) -> io::Result<()> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
             Ok(())
         }
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+            Err(io::Error::other("the socket's io_uring belongs to the thread that waited first"))
+        }
         Err(error) => Err(error),
     }
 }
