@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,11 +11,12 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use descriptor::fetch::{Capabilities, MAX_TICKET};
 use descriptor::{Endpoint, ImageId, Report};
+use mcast_socket::Group;
 use serde::Serialize;
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Compress, ServeConfig};
+use crate::config::{Compress, MulticastConfig, ServeConfig};
 use crate::control::client::{AdminError, Command, Reply, ask};
 use crate::image::Preload;
 use crate::ring::RingFeatures;
@@ -104,6 +105,19 @@ struct ServeArguments {
     /// Hand the image's files to clients on the same host that ask for them over a Unix socket.
     #[arg(long, value_enum, default_value = "auto")]
     local_lane: Switch,
+    /// Multicast pages to the clones that ask for it, so that one answer serves all of them: a group (239.0.0.0/8 is for your
+    /// own use), a UDP port, and the interface where the routing table's choice is not wanted, such as 239.1.2.3:7071%eth0.
+    #[arg(long, value_name = "GROUP:PORT[%IFACE]")]
+    mcast: Option<Group>,
+    /// Bytes per second that the clones of one image are sent by multicast at most, such as 200M or 1Gi.
+    #[arg(long, value_name = "BYTES", value_parser = rate, requires = "mcast")]
+    mcast_rate: Option<NonZeroU64>,
+    /// Routers that multicast datagrams may cross, and one; 0 keeps them on this host.
+    #[arg(long, value_name = "HOPS", default_value = "1")]
+    mcast_ttl: u8,
+    /// Bytes in a multicast datagram, where the path's MTU is smaller than the interface's.
+    #[arg(long, value_name = "BYTES", requires = "mcast", hide = true)]
+    mcast_datagram: Option<u16>,
     /// Bring image files into memory at the start.
     #[arg(long, value_enum, default_value = "populate")]
     preload: PreloadArgument,
@@ -243,9 +257,15 @@ fn config_of(arguments: ServeArguments) -> Result<ServeConfig, CliError> {
         RingArgument::Auto => RingFeatures::Auto,
         RingArgument::Basic => RingFeatures::Basic,
     };
+    config.mcast = arguments.mcast.map(|group| MulticastConfig {
+        max_rate: arguments.mcast_rate,
+        ttl: arguments.mcast_ttl,
+        max_datagram: arguments.mcast_datagram,
+        ..MulticastConfig::new(group)
+    });
     let lz4 = if config.compress == Compress::Off { Capabilities::default() } else { Capabilities::LZ4 };
     let local = if arguments.local_lane == Switch::Off { Capabilities::default() } else { Capabilities::LOCAL };
-    config.session.capabilities = lz4.union(local);
+    config.session.capabilities = lz4.union(local).union(Capabilities::MULTICAST);
     config.session.limits.idle_timeout_ms = u32::try_from(arguments.idle_timeout.as_millis()).unwrap_or(u32::MAX);
     config.session.ticket = arguments.ticket_file.map(|path| read_ticket(&path)).transpose()?;
     Ok(config)
@@ -291,5 +311,40 @@ fn seconds(text: &str) -> Result<Duration, String> {
         Ok(Duration::from_secs_f64(value))
     } else {
         Err(format!("{text} is no sensible number of seconds"))
+    }
+}
+
+/// Bytes per second: a number, which may have a fraction, and one of the suffixes k, M, G (powers of 1000) and Ki, Mi, Gi (of 1024).
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" => 1.0,
+        "k" | "K" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "Ki" => f64::from(1 << 10),
+        "Mi" => f64::from(1 << 20),
+        "Gi" => f64::from(1 << 30),
+        other => return Err(format!("{other:?} is none of the suffixes k, M, G, Ki, Mi and Gi")),
+    };
+    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is no number of bytes per second"))?;
+    // From what a modem did to what no network does.
+    let bytes = number * factor;
+    let sensible = (1e3..=1e12).contains(&bytes).then_some(bytes as u64).and_then(NonZeroU64::new);
+    sensible.ok_or_else(|| format!("{text} is no sensible number of bytes per second (1k to 1000G)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_suffixes() {
+        for (text, expected) in [("200M", 200_000_000), ("1.5Gi", 3 << 29), ("125000k", 125_000_000), ("4096", 4096)] {
+            assert_eq!(rate(text).map(NonZeroU64::get), Ok(expected));
+        }
+        for text in ["", "M", "0", "-1M", "1", "200MB", "nan", "99999G", "20 M"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
     }
 }

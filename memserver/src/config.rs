@@ -1,11 +1,12 @@
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use descriptor::Endpoint;
 use descriptor::fetch::Capabilities;
+use mcast_socket::Group;
 
 use crate::image::Preload;
 use crate::ring::RingFeatures;
@@ -34,6 +35,8 @@ pub struct ServeConfig {
     pub compress: Compress,
     /// What happens to an image's files at the start.
     pub preload: Preload,
+    /// The multicast channel; `None` for none.
+    pub mcast: Option<MulticastConfig>,
     /// What to use of io_uring.
     pub ring_features: RingFeatures,
     /// The path of the admin socket.
@@ -42,6 +45,19 @@ pub struct ServeConfig {
     pub metrics: Option<SocketAddr>,
     /// How long sessions may go on when the server is about to stop.
     pub drain_grace: Duration,
+}
+
+/// Where and how pages are multicast to the clones of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MulticastConfig {
+    /// The group, its port, and the interface.
+    pub group: Group,
+    /// Bytes per second that the channel of one image sends at most; as fast as its receivers can where missing.
+    pub max_rate: Option<NonZeroU64>,
+    /// How many routers its datagrams may cross, and one: 1 keeps them in the local network, 0 on this host.
+    pub ttl: u8,
+    /// Bytes in a datagram at most, where the path is narrower than the interface's MTU.
+    pub max_datagram: Option<u16>,
 }
 
 /// When pages are compressed for a client that can decompress them.
@@ -58,7 +74,7 @@ pub enum Compress {
 impl ServeConfig {
     /// A server of these images at these endpoints, the rest as it comes.
     pub fn new(images: Vec<PathBuf>, listen: Vec<Endpoint>) -> Self {
-        let capabilities = Capabilities::LOCAL.union(Capabilities::LZ4);
+        let capabilities = Capabilities::LOCAL.union(Capabilities::LZ4).union(Capabilities::MULTICAST);
         Self {
             images,
             listen,
@@ -71,10 +87,18 @@ impl ServeConfig {
             session: SessionConfig { capabilities, ..SessionConfig::default() },
             compress: Compress::Auto,
             preload: Preload::Populate,
+            mcast: None,
             ring_features: RingFeatures::Auto,
             admin: None,
             metrics: None,
             drain_grace: Duration::from_secs(5),
         }
+    }
+}
+
+impl MulticastConfig {
+    /// A channel of this group on the local network, with as much as the path and the receivers take.
+    pub fn new(group: Group) -> Self {
+        Self { group, max_rate: None, ttl: 1, max_datagram: None }
     }
 }

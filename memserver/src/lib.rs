@@ -3,12 +3,14 @@
 //! - [`session`] and [`schedule`] are pure: one decides what a client may do, the other what is sent next. They deal in
 //!   frames; page bytes never pass through them.
 //! - [`image`] keeps the images mapped; the kernel sends from the mapping, the program does not read it.
-//! - `ring` is the shell around them, one thread with one io_uring; `control` the admin and metrics sockets, on tokio-uring.
+//! - `ring` is the shell around them, one thread with one io_uring; `channel` the thread that multicasts pages to all clones of
+//!   an image at once, after the decisions of [`mcast`]; `control` the admin and metrics sockets, on tokio-uring.
 //! - [`Server`] starts the threads and stops them; [`cli`] is the `memserver` command.
 //!
 //! What this crate deliberately does not do: it never writes to an image, knows nothing of guests or hypervisors, and keeps
 //! no page but in the page cache.
 
+mod channel;
 pub mod cli;
 mod config;
 mod control;
@@ -22,7 +24,8 @@ mod shared;
 pub mod stats;
 mod sys;
 
-pub use config::{Compress, ServeConfig};
+pub use channel::report::{ChannelStatus, MemberStatus, Report as MulticastStatus, Sent, Traffic};
+pub use config::{Compress, MulticastConfig, ServeConfig};
 pub use control::{ClassStatus, ImageStatus, RingStatus, SessionStatus, Status, client};
 pub use ring::{Features, RingFeatures};
 pub use server::{ServeError, Server};

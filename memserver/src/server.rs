@@ -12,12 +12,13 @@ use descriptor::{Endpoint, ImageId};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use crate::channel::{self, Hub, Order};
 use crate::config::ServeConfig;
 use crate::control::{self, Sockets, Status};
 use crate::image::{ImageError, Preload, ServedImage};
 use crate::listen::{self, Listener, SocketFile};
 use crate::ring::{Features, Ring};
-use crate::shared::Shared;
+use crate::shared::{Command, Shared};
 
 /// The shortest idle time-out: clients that keep quiet must have the time to answer a ping.
 const MIN_IDLE_MS: u32 = 100;
@@ -52,6 +53,17 @@ pub enum ServeError {
     /// Sessions would end at once.
     #[error("an idle time-out of {0} ms would end sessions at once: give {MIN_IDLE_MS} ms or more")]
     IdleTimeout(u32),
+    /// The group cannot be sent to.
+    #[error("cannot multicast")]
+    Multicast(#[from] mcast_socket::SocketError),
+    /// The path to the group carries too little in a datagram.
+    #[error("cannot multicast in datagrams of {datagram} bytes: {least} are needed")]
+    SmallDatagrams {
+        /// What a datagram can have in bytes.
+        datagram: u16,
+        /// What it must have.
+        least: u16,
+    },
     /// An image cannot be served.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -73,6 +85,7 @@ pub enum ServeError {
 pub struct Server {
     shared: Arc<Shared>,
     rings: Vec<JoinHandle<io::Result<()>>>,
+    channel: Option<JoinHandle<()>>,
     control: Option<(JoinHandle<()>, oneshot::Sender<()>)>,
     metrics: Option<std::net::SocketAddr>,
     _files: Vec<SocketFile>,
@@ -100,7 +113,9 @@ impl Server {
             return Err(ServeError::IdleTimeout(idle));
         }
         let setup = |source| ServeError::Thread { thread: "main".to_owned(), source };
-        let shared = Arc::new(Shared::new(config).map_err(setup)?);
+        let channel = config.mcast.as_ref().map(channel::open).transpose()?;
+        let (channel, station) = channel.unzip();
+        let shared = Arc::new(Shared::new(config, channel).map_err(setup)?);
         for path in &config.images {
             add_image(&shared, path, config.preload)?;
         }
@@ -122,7 +137,14 @@ impl Server {
         let _ = shared.endpoints.set(endpoints);
         let (sockets, metrics) = bind_control(config, &mut files)?;
         let rings = start_rings(config, &shared, by_ring)?;
-        let mut server = Self { shared, rings, control: None, metrics, _files: files };
+        let mut server = Self { shared, rings, channel: None, control: None, metrics, _files: files };
+        if let Some((config, station)) = config.mcast.as_ref().zip(station) {
+            if config.ttl > 0 && !station.local().ip().is_loopback() {
+                tracing::warn!(group = %config.group, "WHOEVER IS IN THE GROUP'S NETWORK CAN READ GUEST MEMORY: datagrams are not encrypted");
+            }
+            let hub = Hub::new(Arc::clone(&server.shared), config.clone(), station);
+            server.channel = Some(start_channel(hub, Arc::clone(&server.shared))?);
+        }
         if signals || !sockets.is_empty() {
             let (stop, stopped) = oneshot::channel();
             let shared = Arc::clone(&server.shared);
@@ -187,6 +209,13 @@ impl Server {
                 result = Err(ServeError::Thread { thread: format!("ring {index}"), source });
             }
         }
+        if let Some(thread) = self.channel.take() {
+            if let Some(channel) = &self.shared.channel {
+                channel.tell(Order::Stop);
+            }
+            // It has said what went wrong, and nobody depended on it.
+            let _ = thread.join();
+        }
         if let Some((control, stop)) = self.control.take() {
             // It may have ended by itself.
             let _ = stop.send(());
@@ -216,6 +245,29 @@ impl Drop for EndsAll {
             self.0.drain(Duration::ZERO);
         }
     }
+}
+
+/// Has the rings tell their clients when the channel thread ends, for whatever reason.
+struct ClosesChannels(Arc<Shared>);
+
+impl Drop for ClosesChannels {
+    fn drop(&mut self) {
+        if let Some(channel) = &self.0.channel {
+            channel.close();
+        }
+        self.0.tell(&Command::ChannelClosed);
+    }
+}
+
+fn start_channel(hub: Hub, shared: Arc<Shared>) -> Result<JoinHandle<()>, ServeError> {
+    let run = move || {
+        let _all = ClosesChannels(shared);
+        if let Err(error) = hub.run() {
+            tracing::error!(%error, "the multicast channels have failed; going on by unicast");
+        }
+    };
+    let failed = |source| ServeError::Thread { thread: "channel".to_owned(), source };
+    thread::Builder::new().name("channel".to_owned()).spawn(run).map_err(failed)
 }
 
 /// True for a bound endpoint that other hosts may reach.

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use descriptor::fetch::Capabilities;
+use descriptor::fetch::{Capabilities, ChannelGoneReason, ChannelOffer};
 use descriptor::{Endpoint, ImageId};
 use parking_lot::Mutex;
 
+use crate::channel::{ChannelHandle, Order, SessionKey};
 use crate::config::{Compress, ServeConfig};
 use crate::image::{Catalog, ImageError, ServedImage};
 use crate::ring::Features;
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     tcp_sessions: Arc<SessionConfig>,
     pub(crate) compress: Compress,
     pub(crate) rings: Vec<RingHandle>,
+    /// Where pages are multicast.
+    pub(crate) channel: Option<ChannelHandle>,
     pub(crate) sessions: Mutex<BTreeMap<u64, Arc<SessionRecord>>>,
     /// Where it listens; known once everything is bound.
     pub(crate) endpoints: OnceLock<Vec<Endpoint>>,
@@ -50,6 +53,19 @@ pub(crate) enum Command {
     Drain(Duration),
     /// An image is no longer served.
     ImageGone(Arc<ServedImage>),
+    /// The channel has something to say to a session.
+    Channel(SessionKey, News),
+    /// The channel thread has ended.
+    ChannelClosed,
+}
+
+/// What the channel has to say to a session.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// It is a member.
+    Joined(ChannelOffer),
+    /// It is none (any more), and why in words.
+    Gone(ChannelGoneReason, String),
 }
 
 /// A session as the control plane shows it.
@@ -60,6 +76,8 @@ pub(crate) struct SessionRecord {
     pub(crate) endpoint: Endpoint,
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) local: bool,
+    /// It is a member of a multicast channel.
+    pub(crate) multicast: AtomicBool,
     pub(crate) since: Duration,
     /// Pages sent, by class.
     pub(crate) pages: [Number; 2],
@@ -67,7 +85,7 @@ pub(crate) struct SessionRecord {
 }
 
 impl Shared {
-    pub(crate) fn new(config: &ServeConfig) -> std::io::Result<Self> {
+    pub(crate) fn new(config: &ServeConfig, channel: Option<ChannelHandle>) -> std::io::Result<Self> {
         let rings = (0..config.threads.get())
             .map(|_| {
                 Ok(RingHandle {
@@ -78,10 +96,13 @@ impl Shared {
                 })
             })
             .collect::<std::io::Result<_>>()?;
+        let lacking = if channel.is_some() { Capabilities::default() } else { Capabilities::MULTICAST };
+        let sessions = config.session.clone().without(lacking);
         Ok(Self {
             catalog: Catalog::default(),
-            unix_sessions: Arc::new(config.session.clone()),
-            tcp_sessions: Arc::new(config.session.clone().without(Capabilities::LOCAL)),
+            unix_sessions: Arc::new(sessions.clone()),
+            tcp_sessions: Arc::new(sessions.without(Capabilities::LOCAL)),
+            channel,
             compress: config.compress,
             rings,
             sessions: Mutex::default(),
@@ -100,10 +121,7 @@ impl Shared {
 
     /// Tells every ring.
     pub(crate) fn tell(&self, command: &Command) {
-        for ring in &self.rings {
-            ring.inbox.lock().push(command.clone());
-            ring.wake.signal();
-        }
+        self.rings.iter().for_each(|ring| ring.tell(command.clone()));
     }
 
     /// What sessions keep to that come in over TCP, or over a Unix socket.
@@ -114,8 +132,23 @@ impl Shared {
     /// Takes an image out of service, its sessions included.
     pub(crate) fn drop_image(&self, image: ImageId) -> Result<(), ImageError> {
         let image = self.catalog.remove(image)?;
+        if let Some(channel) = &self.channel {
+            channel.tell(Order::ImageGone(Arc::clone(&image)));
+        }
         self.tell(&Command::ImageGone(image));
         Ok(())
+    }
+
+    /// Takes an image out of service whose pages could not be read, if its files are no longer what they were.
+    pub(crate) fn image_failed(&self, image: &ServedImage, error: &std::io::Error) {
+        match image.check() {
+            Err(reason) => {
+                tracing::error!(image = %image.id(), reason = %descriptor::Report(&reason), "image taken out of service");
+                // Another session may have come first.
+                let _ = self.drop_image(image.id());
+            }
+            Ok(()) => tracing::error!(image = %image.id(), %error, "pages of the image cannot be read"),
+        }
     }
 
     /// Begins to stop; what is not done after `grace` is broken off. Said again it can only be sooner.
@@ -143,6 +176,12 @@ impl Shared {
 }
 
 impl RingHandle {
+    /// Tells the ring.
+    pub(crate) fn tell(&self, command: Command) {
+        self.inbox.lock().push(command);
+        self.wake.signal();
+    }
+
     /// What the ring was told since the last time.
     pub(crate) fn take_commands(&self) -> Vec<Command> {
         std::mem::take(&mut *self.inbox.lock())

@@ -135,6 +135,15 @@ pub(crate) fn reopen_in_memory(file: &File) -> io::Result<Option<File>> {
     File::options().read(true).write(true).open(path).map(Some)
 }
 
+/// A number that nobody can guess.
+pub(crate) fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: `bytes` is a valid place for as many bytes as it is said to have.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // So few bytes come whole.
+    if got == 8 { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Raises the limit of open files to what the process may have, and tells it.
 pub(crate) fn raise_file_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio_uring::net::TcpStream;
 
+use crate::channel::report::{ChannelStatus, MemberStatus, Report, Sent, Traffic};
 use crate::shared::Shared;
 use crate::stats::{ABORTS, CLASSES, ClassStats, ENCODINGS, HistogramSnapshot, REFUSALS, RingStats, class_index};
 
@@ -136,7 +137,11 @@ impl Collector for Counters {
         let sessions = self.0.sessions.lock().len() as u64;
         gauges(&mut encoder, "open_sessions", "Sessions open", [(vec![], sessions)])?;
         gauges(&mut encoder, "images", "Images in service", [(vec![], self.0.catalog.list().len() as u64)])?;
-        self.encode_latency(&mut encoder)
+        self.encode_latency(&mut encoder)?;
+        match &self.0.channel {
+            Some(channel) => encode_multicast(&mut encoder, &channel.report()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -157,6 +162,49 @@ impl Counters {
         }
         Ok(())
     }
+}
+
+/// Members that have metrics of their own: those that fare worst, for every one of them is a series that the scraper keeps.
+const MAX_MEMBERS: usize = 64;
+
+fn encode_multicast(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Encoded {
+    let Traffic { data, repair, parity, control, suppressed, nacks, reports, strange } = report.total;
+    let kinds = [("data", data), ("repair", repair), ("parity", parity), ("control", control)];
+    let by_kind = |read: fn(Sent) -> u64| kinds.map(|(kind, sent)| (vec![("kind", kind.to_owned())], read(sent)));
+    counters(encoder, "multicast_datagrams", "Datagrams sent to the group", by_kind(|sent| sent.datagrams))?;
+    counters(encoder, "multicast_sent_bytes", "Bytes sent to the group", by_kind(|sent| sent.bytes))?;
+    let single = |value| [(vec![], value)];
+    let help = "Pages asked for that were on their way already";
+    counters(encoder, "multicast_suppressed_pages", help, single(suppressed))?;
+    counters(encoder, "multicast_nacks", "Blocks that repair was asked for", single(nacks))?;
+    counters(encoder, "multicast_reports", "Reports received", single(reports))?;
+    counters(encoder, "multicast_strange_feedback", "Feedback that made no sense", single(strange))?;
+    counters(encoder, "multicast_dropped_requests", "Requests dropped as a flood", single(report.dropped))?;
+    counters(encoder, "multicast_refused_sends", "Sends that the network did not take", single(report.refused))?;
+    counters(encoder, "multicast_joined", "Sessions that became members", single(report.joined))?;
+    let moved = report.moved.iter().map(|(reason, count)| (vec![("reason", reason.to_lowercase())], *count));
+    counters(encoder, "multicast_moved", "Sessions moved to unicast", moved)?;
+    let of_image = |channel: &ChannelStatus, value| (vec![("image", channel.image.to_string())], value);
+    let members = report.channels.iter().map(|channel| of_image(channel, channel.members.len() as u64));
+    gauges(encoder, "multicast_members", "Sessions that are members", members)?;
+    let rates = report.channels.iter().map(|channel| of_image(channel, channel.rate));
+    gauges(encoder, "multicast_rate_bytes", "Bytes per second that may be sent", rates)?;
+    let mut members: Vec<&MemberStatus> = report.channels.iter().flat_map(|channel| &channel.members).collect();
+    let loss = |member: &MemberStatus| member.loss.unwrap_or_default();
+    members.sort_by(|a, b| loss(b).total_cmp(&loss(a)).then(a.rate.cmp(&b.rate)).then(a.session.cmp(&b.session)));
+    members.truncate(MAX_MEMBERS);
+    let of_member = |member: &&MemberStatus| vec![("session", member.session.to_string())];
+    let mut family = encoder.encode_descriptor(
+        "multicast_receiver_loss",
+        "Share of datagrams lost lately",
+        None,
+        MetricType::Gauge,
+    )?;
+    for member in &members {
+        ConstGauge::new(loss(member)).encode(family.encode_family(&of_member(member))?)?;
+    }
+    let rates = members.iter().map(|member| (of_member(member), member.rate));
+    gauges(encoder, "multicast_receiver_rate_bytes", "Bytes per second received lately", rates)
 }
 
 type Labels = Vec<(&'static str, String)>;

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::image::Preload;
 use crate::shared::Shared;
 
+pub(crate) use status::size;
 pub use status::{ClassStatus, ImageStatus, RingStatus, SessionStatus, Status};
 
 /// Connections to either socket at one time; more wait. Few people and one scraper use them.

@@ -1,10 +1,12 @@
 //! What the server tells of itself, as JSON for programs and as text for people.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use descriptor::{Endpoint, ImageId, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
 
+use crate::channel::report::Report;
 use crate::image::ServedImage;
 use crate::ring::Features;
 use crate::shared::{SessionRecord, Shared};
@@ -35,6 +37,9 @@ pub struct Status {
     pub demand: ClassStatus,
     /// Requests ahead of need.
     pub bulk: ClassStatus,
+    /// The multicast channels, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multicast: Option<Report>,
     /// The rings.
     pub rings: Vec<RingStatus>,
 }
@@ -86,6 +91,9 @@ pub struct SessionStatus {
     pub peer: Option<String>,
     /// It was handed the image itself.
     pub local: bool,
+    /// It is a member of a multicast channel.
+    #[serde(default)]
+    pub multicast: bool,
     /// Seconds since its handshake.
     pub age_s: u64,
     /// Pages sent on demand.
@@ -136,6 +144,7 @@ impl Status {
             sessions: sessions.iter().map(|session| SessionStatus::of(session, shared)).collect(),
             demand,
             bulk,
+            multicast: shared.channel.as_ref().map(|channel| Report::clone(&channel.report())),
             rings: shared.rings.iter().map(ring_status).collect(),
         }
     }
@@ -164,6 +173,7 @@ impl SessionStatus {
             endpoint: session.endpoint.clone(),
             peer: session.peer.map(|peer| peer.to_string()),
             local: session.local,
+            multicast: session.multicast.load(Ordering::Relaxed),
             age_s: shared.now().saturating_sub(session.since).as_secs(),
             pages_demand: demand.read(),
             pages_bulk: bulk.read(),
@@ -225,6 +235,9 @@ impl fmt::Display for Status {
         for (name, class) in [("demand", &self.demand), ("bulk", &self.bulk)] {
             writeln!(f, "{name:<7}{class}")?;
         }
+        if let Some(multicast) = &self.multicast {
+            write!(f, "\n{multicast}")?;
+        }
         for (index, ring) in self.rings.iter().enumerate() {
             write!(f, "\nring {index}: {} zero-copy sends", ring.zero_copy_sends)?;
             write!(f, ", {} of them copied by the kernel", ring.zero_copy_copied)?;
@@ -260,14 +273,18 @@ impl fmt::Display for ImageStatus {
 impl fmt::Display for SessionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let peer = self.peer.clone().unwrap_or_else(|| self.endpoint.to_string());
-        let lane = if self.local { ", local lane" } else { "" };
+        let lane = match (self.local, self.multicast) {
+            (true, _) => ", local lane",
+            (false, true) => ", multicast",
+            (false, false) => "",
+        };
         let pages = format!("{} pages on demand, {} in bulk", self.pages_demand, self.pages_bulk);
         write!(f, "{}  {peer}  image {}, {} s, {pages}, {}{lane}", self.id, self.image, self.age_s, size(self.bytes))
     }
 }
 
 /// Bytes as people read them.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = bytes as f64;
     let mut unit = 0;

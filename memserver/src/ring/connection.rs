@@ -36,6 +36,8 @@ pub(super) struct Connection {
     pub(super) zero_copy: ZeroCopy,
     /// The IMAGE message is to be sent as soon as the control bytes are out.
     pub(super) local_due: bool,
+    /// The channel thread knows the session.
+    pub(super) in_channel: bool,
     /// What the send under way answers.
     pub(super) running: Vec<Run>,
     pub(super) sending: bool,
@@ -87,6 +89,7 @@ impl Connection {
             compressor: None,
             zero_copy: ZeroCopy::new(zero_copy),
             local_due: false,
+            in_channel: false,
             running: Vec::new(),
             sending: false,
             operations: 0,

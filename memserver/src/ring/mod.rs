@@ -9,6 +9,7 @@
 //! The loop holds no policy: sessions decide what is allowed, the schedule what is next. An answer to a request that arrived
 //! in a turn is submitted in the same turn.
 
+mod channel;
 mod compress;
 mod connection;
 mod features;
@@ -21,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use descriptor::ImageId;
@@ -32,6 +34,7 @@ use self::fixed::FixedImages;
 use self::gather::Gather;
 use self::sys::{Completion, Key, Received, Socket, Uring};
 use crate::ServeError;
+use crate::channel::Order;
 use crate::config::Compress;
 use crate::image::ServedImage;
 use crate::listen::Listener;
@@ -194,6 +197,8 @@ impl Ring {
             match command {
                 Command::Drain(deadline) => self.drain(now, deadline),
                 Command::ImageGone(image) => self.image_gone(now, &image),
+                Command::Channel(session, news) => self.channel_news(now, session, news),
+                Command::ChannelClosed => self.channel_closed(now),
             }
         }
         self.uring.watch(handle.wake.as_fd());
@@ -364,10 +369,13 @@ impl Ring {
                     self.handle().stats.classes[class_index(answer.class())].requests.add(1);
                     self.schedule.push(key.slot as usize, answer);
                 }
-                // No channel is offered yet.
-                Event::Multicast { .. } => {}
+                Event::Multicast { class, ranges } => {
+                    self.handle().stats.classes[class_index(class)].requests.add(1);
+                    self.tell_channel(Order::Demand { session: self.session_key(key), ranges });
+                }
                 Event::Finish => {
                     self.schedule.clear(key.slot as usize);
+                    self.leave_channel(key);
                     if let Some(connection) = self.connection(key).filter(|c| c.stage == Stage::Open) {
                         connection.stage = Stage::Finishing;
                         if let Some(reason) = connection.session.refused_for() {
@@ -391,6 +399,7 @@ impl Ring {
 
     fn welcomed(&mut self, now: Duration, key: Key, id: ImageId, capabilities: Capabilities) {
         let compress = self.shared.compress;
+        let number = self.session_key(key).number();
         let image = self.shared.catalog.find(id);
         let Some(connection) = connection_of(&mut self.connections, key) else { return };
         let Some(acceptor) = self.listeners.get(connection.listener as usize) else { return };
@@ -412,11 +421,12 @@ impl Ring {
         }
         connection.image = image;
         let record = Arc::new(SessionRecord {
-            id: (self.index as u64) << 32 | u64::from(key.generation),
+            id: number,
             image: id,
             endpoint: acceptor.listener.endpoint.clone(),
             peer: connection.peer,
             local: connection.local_due,
+            multicast: AtomicBool::new(false),
             since: now,
             pages: Default::default(),
             bytes: Default::default(),
@@ -426,6 +436,9 @@ impl Ring {
         self.shared.sessions.lock().insert(record.id, record);
         self.handle().stats.welcomed.add(1);
         self.handle().stats.registered_bytes.set(self.fixed.bytes());
+        if capabilities.contains(Capabilities::MULTICAST) {
+            self.join_channel(key);
+        }
     }
 
     /// Shuts the sending direction once the last words are out.
@@ -452,6 +465,7 @@ impl Ring {
             self.uring.shut_down(key, socket, libc::SHUT_RDWR);
             connection.operations += 1;
         }
+        self.leave_channel(key);
     }
 
     /// Counts the end of an operation, and closes a dying connection after its last one.

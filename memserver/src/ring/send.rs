@@ -119,14 +119,7 @@ impl Ring {
     /// Takes an image out of service whose files are no longer what they were.
     fn image_failed(&mut self, key: Key, error: &io::Error) {
         let Some(image) = self.connection(key).and_then(|connection| connection.image.clone()) else { return };
-        match image.check() {
-            Err(reason) => {
-                tracing::error!(image = %image.id(), reason = %descriptor::Report(&reason), "image taken out of service");
-                // Another session may have come first.
-                let _ = self.shared.drop_image(image.id());
-            }
-            Ok(()) => tracing::error!(image = %image.id(), %error, "pages of the image cannot be read"),
-        }
+        self.shared.image_failed(&image, error);
     }
 }
 

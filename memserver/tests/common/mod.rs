@@ -11,7 +11,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use descriptor::fetch::{
-    Capabilities, Class, Delivery, Encoding, Hello, Limits, Message, Preamble, Request, Tag, decode, decode_preamble,
+    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Encoding, Hello, Limits, Message, Preamble,
+    Request, Tag, decode, decode_preamble,
 };
 use descriptor::image::{Extent, ExtentTable, ImageFile, ImageIndex};
 use descriptor::memory::{MemoryMap, PageSize, Region, RegionKind};
@@ -145,6 +146,8 @@ pub enum Got {
     Pong,
     Ping,
     Goodbye(descriptor::fetch::GoodbyeReason),
+    Channel(ChannelOffer),
+    ChannelGone(ChannelGoneReason, String),
     End,
 }
 
@@ -213,11 +216,23 @@ impl Client {
     }
 
     pub fn request(&mut self, class: Class, ranges: &[FrameRange]) -> Tag {
+        self.request_by(Delivery::Unicast, class, ranges)
+    }
+
+    pub fn request_by(&mut self, delivery: Delivery, class: Class, ranges: &[FrameRange]) -> Tag {
         self.tag += 1;
         let mut bytes = Vec::new();
-        Request::encode(self.tag, class, Delivery::Unicast, ranges, &mut bytes);
+        Request::encode(self.tag, class, delivery, ranges, &mut bytes);
         self.send(&bytes);
         self.tag
+    }
+
+    /// The channel that a client which asked for one is told of.
+    pub fn channel(&mut self) -> ChannelOffer {
+        match self.receive() {
+            Got::Channel(offer) => offer,
+            other => panic!("{other:?} instead of a channel"),
+        }
     }
 
     /// Asks for far more bulk than any socket buffer holds.
@@ -247,6 +262,8 @@ impl Client {
                     Message::Ping => Got::Ping,
                     Message::Pong => Got::Pong,
                     Message::Goodbye(reason, _) => Got::Goodbye(reason),
+                    Message::Channel(offer) => Got::Channel(offer),
+                    Message::ChannelGone(reason, text) => Got::ChannelGone(reason, text.into()),
                     other => panic!("unexpected {other:?}"),
                 };
                 self.buffer.drain(..length);
@@ -264,6 +281,8 @@ impl Client {
         let mut chunk = vec![0; 64 << 10];
         let length = match self.stream.read(&mut chunk) {
             Ok(length) => length,
+            // A ring of this thread has something.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.fill(),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
             Err(error) => panic!("receive: {error}"),
         };
