@@ -165,6 +165,21 @@ fn groups_work_between_hosts() {
     }
 }
 
+/// Hosts that may only speak the versions that know no sources join all the same.
+#[test]
+fn older_versions_of_igmp_and_mld_do() {
+    let Some(lab) = Lab::new("older_versions_of_igmp_and_mld_do", 2, 1500) else { return };
+    for host in [1, 2] {
+        for setting in ["ipv4/conf/net0/force_igmp_version", "ipv6/conf/net0/force_mld_version"] {
+            let version = if setting.starts_with("ipv4") { 2 } else { 1 };
+            lab.run(host, &format!("sh -c 'echo {version} > /proc/sys/net/{setting}'")).unwrap();
+        }
+    }
+    for (group, headers) in [("239.71.0.6:7071%net0", 28), ("[ff15::76]:7071%net0", 48)] {
+        exchange(&lab, &group.parse().unwrap(), Features::ALL, headers, 1500);
+    }
+}
+
 #[test]
 fn a_device_without_offload_gets_datagrams_one_by_one() {
     let Some(lab) = Lab::new("a_device_without_offload_gets_datagrams_one_by_one", 2, 1500) else { return };
