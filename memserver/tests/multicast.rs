@@ -8,6 +8,9 @@ mod common;
 mod member;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::Duration;
 
 use common::{Client, FRAMES, Got, TestImage, range, serve, wait_for};
@@ -111,6 +114,40 @@ fn one_answer_serves_all() {
     // Nothing came over the connections, which go on as ever.
     first.check_fetch(Class::Demand, &[range(7, 2)]);
     second.check_fetch(Class::Demand, &[range(7, 2)]);
+}
+
+#[test]
+fn metrics_tell_of_the_channel_and_its_members() {
+    let image = TestImage::new(10);
+    let mcast = MulticastConfig { ttl: 0, ..MulticastConfig::new(group(10)) };
+    let server = serve(&image, |config| {
+        (config.mcast, config.metrics) = (Some(mcast), Some("127.0.0.1:0".parse().unwrap()));
+    });
+    let (mut client, mut member) = join(&server, &image);
+    member.run_for(LATER);
+    client.request_by(Delivery::Multicast, Class::Demand, &[range(2000, 10)]);
+    member.run_until("the pages", |member| member.has(range(2000, 10)));
+    let session = server.status().sessions[0].id;
+    let scrape = || {
+        let mut stream = TcpStream::connect(server.metrics().unwrap()).unwrap();
+        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    wait_for("the count", || scrape().contains("memserver_multicast_datagrams_total{kind=\"data\"} 1\n"));
+    let answer = scrape();
+    for line in [
+        format!("memserver_multicast_members{{image=\"{}\"}} 1", image.id),
+        "memserver_multicast_joined_total 1".to_owned(),
+        "memserver_multicast_nacks_total 0".to_owned(),
+        "memserver_multicast_datagrams_total{kind=\"parity\"} 0".to_owned(),
+        format!("memserver_multicast_receiver_loss{{session=\"{session}\"}} 0"),
+        format!("memserver_multicast_receiver_rate_bytes{{session=\"{session}\"}}"),
+    ] {
+        assert!(answer.contains(&line), "{line} is missing in {answer}");
+    }
 }
 
 /// Three clones that want the whole image, each in a thread of its own and changed by `change`; what came to each, by kind.
@@ -229,4 +266,15 @@ fn a_group_that_cannot_be_is_an_error_in_words() {
     assert!(multicast && text.contains("no interface `nosuch0`"), "{text}");
     let (text, _) = start("239.255.72.3:21003%lo", &|mcast| mcast.max_datagram = Some(500));
     assert_eq!(text, "cannot multicast in datagrams of 500 bytes: 536 are needed");
+    let said = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memserver"));
+        let refused = command.args(["serve", "--listen", "tcp://127.0.0.1:0"]).args(arguments).output().unwrap();
+        (refused.status.code(), String::from_utf8(refused.stderr).unwrap())
+    };
+    let (code, text) = said(&["--mcast", "10.0.0.1:7071"]);
+    assert!(code == Some(2) && text.contains("10.0.0.1 is not a multicast address"), "{text}");
+    let (code, text) = said(&["--mcast-rate", "1M"]);
+    assert!(code == Some(2) && text.contains("--mcast <GROUP:PORT[%IFACE]>"), "{text}");
+    let (code, text) = said(&["--mcast", "239.255.72.3:21003%nosuch0"]);
+    assert!(code == Some(1) && text.contains("memserver: cannot multicast: 239.255.72.3:21003%nosuch0: no "), "{text}");
 }

@@ -88,8 +88,16 @@ fn first_report(config: &MulticastConfig, station: &Station<Kept>) -> Report {
         address: station.local().to_string(),
         datagram: datagram_size(config, station),
         max_rate: config.max_rate.map(Into::into),
+        lacking: lacking(station),
         ..Report::default()
     }
+}
+
+/// What slows sending down.
+fn lacking(station: &Station<Kept>) -> Vec<String> {
+    let features = station.features();
+    let all = [(features.ring, "multishot receives in io_uring"), (features.offload, "UDP segmentation")];
+    all.into_iter().filter(|(used, _)| !used).map(|(_, name)| name.to_owned()).collect()
 }
 
 impl Hub {
@@ -409,7 +417,9 @@ impl Hub {
         (self.changed, self.published) = (false, now);
         let total = self.streams.values().fold(self.past.total, |total, stream| total.plus(&stream.traffic()));
         let channels = self.streams.values().map(Stream::status).collect();
-        handle.publish(Report { total, channels, dropped: handle.dropped.read(), ..self.past.clone() });
+        // Offload goes when the device turns out not to do it.
+        let lacking = lacking(self.outbox.station());
+        handle.publish(Report { total, channels, dropped: handle.dropped.read(), lacking, ..self.past.clone() });
     }
 }
 

@@ -20,8 +20,8 @@ pub struct Report {
     pub datagram: u16,
     /// Bytes per second that a channel may send at most.
     pub max_rate: Option<u64>,
-    /// What of the kernel's help for sending is in use.
-    pub features: Vec<String>,
+    /// What the kernel does not do for sending, in words.
+    pub lacking: Vec<String>,
     /// What was sent since the start, channels included that are no more.
     pub total: Traffic,
     /// Members that joined since the start.
@@ -138,6 +138,9 @@ impl fmt::Display for Report {
         write!(f, ", feedback to {}, datagrams of {} bytes", self.address, self.datagram)?;
         if let Some(rate) = self.max_rate {
             write!(f, ", at most {}/s", size(rate))?;
+        }
+        if !self.lacking.is_empty() {
+            write!(f, "; the kernel or the device lacks {}", self.lacking.join(", "))?;
         }
         writeln!(f)?;
         for channel in &self.channels {
