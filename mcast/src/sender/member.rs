@@ -61,10 +61,8 @@ struct Sample {
 struct Credit {
     entries: f64,
     shards: f64,
-    /// Blocks and datagrams sent, and the time, when it was last added to.
-    blocks: u64,
-    seq: u64,
-    at: Duration,
+    /// What was sent when it was last added to.
+    sent: Sent,
 }
 
 /// What was sent so far, and by when.
@@ -73,8 +71,9 @@ pub(super) struct Sent {
     pub(super) now: Duration,
     /// The next datagram.
     pub(super) seq: u64,
-    /// The number of blocks.
+    /// The number of blocks, and of datagrams with shards that are no repairs.
     pub(super) blocks: u64,
+    pub(super) data: u64,
 }
 
 /// Whether a report is taken.
@@ -92,8 +91,8 @@ impl MemberState {
     /// NACK entries at once, and more with every block and second. A block is asked for up to six times.
     const ENTRIES: (f64, f64, f64) = (2048.0, 8.0, 200.0);
 
-    /// Shards asked for at once, and more with every datagram: what a member with 40 % of losses needs. So the repairs that one
-    /// member asks for are bounded by the data.
+    /// Shards asked for at once, and more with every datagram of data: what a member with 40 % of losses needs. So the repairs
+    /// that one member asks for are bounded by the data.
     const SHARDS: (f64, f64) = (4096.0, 0.75);
 
     /// Datagrams by which a member's counters may be off: those that it took before it began to count, and the late ones that
@@ -124,7 +123,7 @@ impl MemberState {
             lacks: None,
             missing: 0,
             told: false,
-            credit: Credit { entries, shards, blocks: sent.blocks, seq: sent.seq, at: sent.now },
+            credit: Credit { entries, shards, sent },
             slow: Duration::ZERO,
             nonsense: 0,
         }
@@ -200,12 +199,12 @@ impl MemberState {
     /// How much it may still ask for: entries, then shards; adds to that what was sent meanwhile.
     pub(super) fn credit(&mut self, sent: Sent) -> (u32, u8) {
         let credit = &mut self.credit;
-        let seconds = sent.now.saturating_sub(credit.at).as_secs_f64();
-        let entries = (sent.blocks - credit.blocks) as f64 * Self::ENTRIES.1 + seconds * Self::ENTRIES.2;
-        let shards = (sent.seq - credit.seq) as f64 * Self::SHARDS.1;
+        let seconds = sent.now.saturating_sub(credit.sent.now).as_secs_f64();
+        let entries = (sent.blocks - credit.sent.blocks) as f64 * Self::ENTRIES.1 + seconds * Self::ENTRIES.2;
+        let shards = (sent.data - credit.sent.data) as f64 * Self::SHARDS.1;
         credit.entries = (credit.entries + entries).min(Self::ENTRIES.0);
         credit.shards = (credit.shards + shards).min(Self::SHARDS.0);
-        (credit.blocks, credit.seq, credit.at) = (sent.blocks, sent.seq, sent.now.max(credit.at));
+        credit.sent = Sent { now: sent.now.max(credit.sent.now), ..sent };
         (credit.entries as u32, credit.shards.min(255.0) as u8)
     }
 
@@ -263,7 +262,8 @@ mod tests {
     const FIRST: u64 = (2 << 32) - 50;
 
     fn sent(ms: u64, datagrams: u64) -> Sent {
-        Sent { now: Duration::from_millis(ms), seq: FIRST + datagrams, blocks: datagrams / 100 }
+        let (seq, blocks) = (FIRST + datagrams, datagrams / 100);
+        Sent { now: Duration::from_millis(ms), seq, blocks, data: datagrams }
     }
 
     fn member() -> MemberState {

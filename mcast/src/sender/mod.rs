@@ -361,7 +361,8 @@ impl Sender {
     }
 
     fn sent(&self, now: Duration) -> Sent {
-        Sent { now, seq: self.seq, blocks: self.stats.blocks.iter().sum() }
+        let (blocks, data) = (self.stats.blocks.iter().sum(), self.stats.data.iter().sum());
+        Sent { now, seq: self.seq, blocks, data }
     }
 }
 
