@@ -76,7 +76,7 @@ impl Assembler {
     /// Puts a shard into its place in a block of `count` shards.
     pub fn place(&mut self, block: BlockId, count: u8, shard: Shard, payload: &[u8]) -> Placed {
         let geometry = self.geometry;
-        if !fits(geometry, count, shard, payload.len()) {
+        if !geometry.fits(count, shard, payload.len()) {
             return Placed::Misfit;
         }
         let Some(buffer) = self.buffer(block, count) else {
@@ -225,18 +225,6 @@ impl Buffer {
     fn missing(&self) -> ShardSet {
         ShardSet::first(self.count).without(self.have)
     }
-}
-
-fn fits(geometry: Geometry, count: u8, shard: Shard, length: usize) -> bool {
-    let index_fits = (1..=geometry.max_shards()).contains(&count);
-    index_fits
-        && match shard {
-            Shard::Source(index) if index.checked_add(1) == Some(count) => {
-                geometry.pages_with_last(count, length).is_some()
-            }
-            Shard::Source(index) => index < count && length == geometry.payload(),
-            Shard::Parity(row) => row < Geometry::MAX_PARITY && length == geometry.payload(),
-        }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@ use std::ops::Range;
 
 use descriptor::PAGE_SIZE;
 
+use crate::Shard;
+
 /// How the stream of a block is cut into shards: [`Geometry::MAP`] bytes of map, then the stored pages, in pieces of `payload`
 /// bytes of which the last may be shorter.
 ///
@@ -67,6 +69,18 @@ impl Geometry {
         }
         let pages = ((stream - Self::MAP) / PAGE) as u32;
         if pages <= self.pages_per_block() { Some(pages) } else { None }
+    }
+
+    /// True when a block of `count` shards may have one of `length` bytes as `shard`.
+    pub(crate) fn fits(self, count: u8, shard: Shard, length: usize) -> bool {
+        (1..=self.max_shards()).contains(&count)
+            && match shard {
+                Shard::Source(index) if index.checked_add(1) == Some(count) => {
+                    self.pages_with_last(count, length).is_some()
+                }
+                Shard::Source(index) => index < count && length == self.payload(),
+                Shard::Parity(row) => row < Self::MAX_PARITY && length == self.payload(),
+            }
     }
 
     /// Bytes in the stream of a block with `pages` stored pages.

@@ -22,9 +22,16 @@ impl ShardSet {
     /// Bytes of a set on the wire: a bit for each possible shard, the lowest first.
     pub const LENGTH: usize = Geometry::MAX_SHARDS as usize / 8;
 
-    /// The shards below `count`, at most [`Geometry::MAX_SHARDS`].
+    /// The shards below `count`.
+    ///
+    /// # Panics
+    /// When `count` is above [`Geometry::MAX_SHARDS`].
     pub fn first(count: u8) -> Self {
-        (0..count).collect()
+        assert!(count <= Geometry::MAX_SHARDS, "the first {count} shards of a block");
+        Self(std::array::from_fn(|word| match count.saturating_sub(word as u8 * 64) {
+            64.. => u64::MAX,
+            rest => (1 << rest) - 1,
+        }))
     }
 
     /// Adds a shard; true when it is new.
