@@ -10,6 +10,7 @@ mod member;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::num::NonZeroUsize;
 use std::process::Command;
 use std::time::Duration;
 
@@ -33,7 +34,9 @@ fn group(number: u8) -> Group {
 fn serve_group(image: &TestImage, number: u8, change: impl FnOnce(&mut MulticastConfig)) -> Server {
     let mut mcast = MulticastConfig { ttl: 0, ..MulticastConfig::new(group(number)) };
     change(&mut mcast);
-    serve(image, |config| config.mcast = Some(mcast))
+    serve(image, |config| {
+        (config.mcast, config.threads) = (Some(mcast), NonZeroUsize::new(2).unwrap());
+    })
 }
 
 #[test]

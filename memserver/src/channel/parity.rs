@@ -1,62 +1,61 @@
 //! Rows of parity, made of bytes that are read from the image's files.
 
-use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use descriptor::image::Content;
-use mcast::{BlockId, BlockMap, Geometry, fec};
+use descriptor::{PAGE_SIZE, PageCount};
+use mcast::{BlockMap, Geometry, fec};
 
 use crate::image::ServedImage;
 
-/// Blocks whose bytes are kept, 1 MiB each at most: those that are being repaired at one time. Beyond them the page cache has
-/// the bytes.
-const KEPT: usize = 4;
+/// Pages that are read at once: 64 KiB stay in the processor's cache until they are in all rows.
+const PIECE: PageCount = PageCount::new(16);
 
-/// The blocks of one channel that had parity last.
+/// Makes parity, in memory that it uses again.
 #[derive(Debug, Default)]
-pub(super) struct Parity {
-    recent: VecDeque<(BlockId, Vec<u8>)>,
-    row: Vec<u8>,
+pub(super) struct ParityMaker {
+    rows: Vec<u8>,
+    piece: Vec<u8>,
 }
 
-impl Parity {
-    /// Row `row` of the parity of a block.
+impl ParityMaker {
+    /// These rows of the parity of the block `map`, one after the other, each of the geometry's payload.
     ///
     /// # Errors
-    /// When the pages cannot be read.
-    pub(super) fn row(
+    /// When pages cannot be read.
+    pub(super) fn rows(
         &mut self,
         image: &ServedImage,
-        block: BlockId,
         map: &BlockMap,
         geometry: Geometry,
-        row: u8,
+        rows: Range<u8>,
     ) -> io::Result<&[u8]> {
-        if !self.recent.iter().any(|(id, _)| *id == block) {
-            // The buffer of the oldest is used again.
-            let oldest = if self.recent.len() < KEPT { None } else { self.recent.pop_back() };
-            let mut stream = oldest.map_or_else(Vec::new, |(_, stream)| stream);
-            read_stream(image, map, &mut stream)?;
-            self.recent.push_front((block, stream));
+        self.rows.resize(rows.len() * geometry.payload(), 0);
+        let mut parity = fec::Parity::new(rows, geometry.payload(), &mut self.rows);
+        add(&mut parity, geometry, 0, &map.encode());
+        let mut offset = BlockMap::LENGTH;
+        for (mut rest, _) in map.runs().filter(|(_, content)| *content == Content::Stored) {
+            while !rest.is_empty() {
+                let (frames, after) = rest.split_at(PIECE);
+                self.piece.resize((frames.count().get() * PAGE_SIZE) as usize, 0);
+                image.read(frames, &mut self.piece)?;
+                add(&mut parity, geometry, offset, &self.piece);
+                offset += self.piece.len();
+                rest = after;
+            }
         }
-        let stream = self.recent.iter().find(|(id, _)| *id == block).map(|(_, stream)| stream.as_slice());
-        self.row.clear();
-        self.row.resize(geometry.payload(), 0);
-        fec::parity(row..row + 1, geometry.payload(), stream.unwrap_or_default(), &mut self.row);
-        Ok(&self.row)
+        Ok(&self.rows)
     }
 }
 
-/// Reads the stream of a block.
-fn read_stream(image: &ServedImage, map: &BlockMap, stream: &mut Vec<u8>) -> io::Result<()> {
-    stream.clear();
-    stream.extend_from_slice(&map.encode());
-    for (frames, content) in map.runs() {
-        if content == Content::Stored {
-            let start = stream.len();
-            stream.resize(start + frames.count().bytes() as usize, 0);
-            image.read(frames, stream.get_mut(start..).unwrap_or_default())?;
-        }
+/// Adds `bytes` of the block's stream from `offset` on, shard by shard.
+fn add(parity: &mut fec::Parity<'_>, geometry: Geometry, mut offset: usize, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let (shard, within) = (offset / geometry.payload(), offset % geometry.payload());
+        let (head, rest) = bytes.split_at(bytes.len().min(geometry.payload() - within));
+        // A block has fewer than 256 shards.
+        parity.add(shard as u8, within, head);
+        (offset, bytes) = (offset + head.len(), rest);
     }
-    Ok(())
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use descriptor::Gfn;
 use mcast::sender::{Full, Sender, SenderConfig, Shards, Transmit};
 use mcast::wire::{HEAD, ShardDatagram, ShardKind};
-use mcast::{ChannelParameters, Member};
+use mcast::{BlockMap, ChannelParameters, Member};
 
 use super::gather::{self, Kept};
 use super::handle::SessionKey;
 use super::outbox::Outbox;
-use super::parity::Parity;
+use super::parity::ParityMaker;
 use super::report::{ChannelStatus, MemberStatus, Traffic};
 use crate::image::ServedImage;
 
@@ -24,7 +24,7 @@ pub(super) struct Stream {
     pub(super) parameters: ChannelParameters,
     pub(super) sender: Sender,
     members: BTreeMap<Member, SessionKey>,
-    parity: Parity,
+    parity: ParityMaker,
     sent: Traffic,
     /// Since when it has no members.
     deserted: Option<Duration>,
@@ -37,7 +37,7 @@ impl Stream {
             parameters: config.channel,
             sender: Sender::new(now, config, seed),
             members: BTreeMap::new(),
-            parity: Parity::default(),
+            parity: ParityMaker::default(),
             sent: Traffic::default(),
             deserted: Some(now),
         }
@@ -104,8 +104,30 @@ impl Stream {
 
     /// Sends shards of one block, whose heads are `first` but for the number, the index and the frame.
     fn transmit_shards(&mut self, outbox: &mut Outbox, first: ShardDatagram<'_>, shards: &Shards) -> io::Result<()> {
-        let geometry = self.parameters.geometry();
         let Some(map) = self.sender.block(first.block).copied() else { return Ok(()) };
+        let mut parity = std::mem::take(&mut self.parity);
+        let result = self.gather_shards(outbox, first, shards, &map, &mut parity);
+        self.parity = parity;
+        result
+    }
+
+    fn gather_shards(
+        &mut self,
+        outbox: &mut Outbox,
+        first: ShardDatagram<'_>,
+        shards: &Shards,
+        map: &BlockMap,
+        parity: &mut ParityMaker,
+    ) -> io::Result<()> {
+        let geometry = self.parameters.geometry();
+        let first_row = shards.iter().next().unwrap_or(0);
+        let rows = match first.kind {
+            ShardKind::Parity => {
+                let end = shards.iter().last().map_or(0, |last| last + 1);
+                parity.rows(&self.image, map, geometry, first_row..end)?
+            }
+            ShardKind::Data | ShardKind::Repair => &[],
+        };
         let segment = (HEAD + geometry.payload()) as u16;
         let per_burst = gather::shards_per_burst(geometry);
         let mut burst = outbox.burst(segment);
@@ -115,12 +137,12 @@ impl Stream {
                 self.send(outbox, std::mem::replace(&mut burst, next), first.kind);
             }
             let head = ShardDatagram { seq: first.seq.plus(at as u32), index, ..first };
-            if head.kind == ShardKind::Parity {
-                let row = self.parity.row(&self.image, head.block, &map, geometry, index)?;
-                gather::push_parity(&mut burst, &head, row);
+            if first.kind == ShardKind::Parity {
+                let row = usize::from(index - first_row) * geometry.payload();
+                gather::push_parity(&mut burst, &head, rows.get(row..row + geometry.payload()).unwrap_or_default());
             } else {
                 let head = ShardDatagram { gfn: map.named_by(geometry, index), ..head };
-                gather::push_source(&mut burst, &self.image, &map, geometry, &head);
+                gather::push_source(&mut burst, &self.image, map, geometry, &head);
             }
         }
         self.send(outbox, burst, first.kind);
