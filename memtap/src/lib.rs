@@ -14,6 +14,7 @@ pub mod admin;
 pub mod cli;
 pub mod engine;
 pub mod guest;
+pub mod lanes;
 pub mod pager;
 pub mod port;
 pub mod source;
