@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use descriptor::ImageId;
 use hdrhistogram::Histogram;
+use mcast::receiver::ReceiverStats;
 use serde::Serialize;
 
+use crate::lanes::{LaneStats, Link};
 use crate::pager::{Hydrate, Latency, Pager, PagerStats, Progress};
 
 /// How things are with one clone.
@@ -21,6 +23,8 @@ pub struct Status {
     pub uptime_s: f64,
     /// The page source.
     pub source: SourceStatus,
+    /// The multicast channel, the last one where there were several; none where none was offered.
+    pub channel: Option<ChannelStatus>,
     /// The hydration policy in words: `off`, `now`, or pages per second.
     pub hydrate: String,
     /// How much of the image is there.
@@ -42,6 +46,45 @@ pub struct SourceStatus {
     pub local: bool,
     /// Bytes of pages received through sockets, as they were on the wire.
     pub bytes_received: u64,
+}
+
+/// The multicast channel that the clone shares with others.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChannelStatus {
+    /// The group and its port.
+    pub group: String,
+    /// The interface on which it was joined; none where the routing table chose it.
+    pub interface: Option<String>,
+    /// `probing` (nothing has come yet), `blocked` (nothing ever came), `live`, `silent` (nothing comes any more), or `none` (the
+    /// channel has ended).
+    pub link: Link,
+    /// Clones in the channel; 0 where that is not known.
+    pub members: u32,
+    /// Requests that went to the channel.
+    #[serde(flatten)]
+    pub lanes: LaneStats,
+    /// What was received.
+    #[serde(flatten)]
+    pub reception: Reception,
+}
+
+/// What was received from a multicast channel.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Reception {
+    /// Datagrams with pages that came.
+    pub received: u64,
+    /// Datagrams with pages that did not come, repaired or not.
+    pub lost: u64,
+    /// The part of all that did not come, from 0 to 1.
+    pub loss: f64,
+    /// Pieces of blocks computed from parity.
+    pub recovered: u64,
+    /// Pieces of blocks that came as repairs.
+    pub repaired: u64,
+    /// Datagrams sent to ask for repairs.
+    pub nacks: u64,
+    /// Datagrams that are none of this channel's: of another session, version or form, or replayed.
+    pub dropped: u64,
 }
 
 /// Fault latencies by how the page was got.
@@ -79,6 +122,7 @@ impl Status {
             reason: None,
             uptime_s: 0.0,
             source: SourceStatus::default(),
+            channel: None,
             hydrate: String::new(),
             progress: pager.progress(),
             pager: *pager.stats(),
@@ -113,6 +157,21 @@ impl Percentiles {
             p90_us: quantile(0.9),
             p99_us: quantile(0.99),
             max_us: us(histogram.max()),
+        }
+    }
+}
+
+impl From<&ReceiverStats> for Reception {
+    fn from(stats: &ReceiverStats) -> Self {
+        let (received, lost) = (stats.received, stats.lost);
+        Self {
+            received,
+            lost,
+            loss: lost as f64 / (received + lost).max(1) as f64,
+            recovered: stats.recovered,
+            repaired: stats.repaired,
+            nacks: stats.nacks,
+            dropped: stats.dropped.total(),
         }
     }
 }

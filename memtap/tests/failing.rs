@@ -101,6 +101,7 @@ fn failing(panics: bool, on_failure: OnFailure) -> Failing {
         universe: image.memory.universe(),
         ticket: vec![],
         lane: Lane::Auto,
+        multicast: false,
         granule: PageCount::ONE,
         seed: 1,
     });
@@ -111,6 +112,7 @@ fn failing(panics: bool, on_failure: OnFailure) -> Failing {
         on_failure,
         patience: Duration::from_secs(60),
         progress: false,
+        channel_interface: None,
     };
     let (control, handle) = control().unwrap();
     let guest = Box::new(NotedGuest(Arc::clone(&kills)));

@@ -39,6 +39,7 @@ pub fn embedded(image: &RandomImage, endpoint: &str, plan: ClonePlan) -> anyhow:
         universe: descriptor.memory.universe(),
         ticket: Vec::new(),
         lane: plan.lane,
+        multicast: false,
         granule: traits.granule,
         seed: 1,
     })?;
@@ -51,6 +52,7 @@ pub fn embedded(image: &RandomImage, endpoint: &str, plan: ClonePlan) -> anyhow:
         on_failure: OnFailure::Kill,
         patience,
         progress: false,
+        channel_interface: None,
     };
     let pager = Pager::new(Duration::ZERO, config, 1)?;
     Ok((guest, Engine::new(engine, pager, Box::new(port), source, Box::new(handle), control, epoch)))

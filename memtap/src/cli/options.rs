@@ -30,6 +30,13 @@ pub struct CloneOptions {
     /// Which way pages may come.
     #[arg(long, value_enum, default_value_t)]
     pub lane: Lane,
+    /// Whether to share a multicast channel with other clones where the server offers one over a socket. Nothing needs to be
+    /// configured: where no multicast arrives, the clone says so and does without.
+    #[arg(long, value_enum, default_value_t)]
+    pub mcast: Multicast,
+    /// The interface to join multicast groups on; without it, the one that the server is reached by.
+    #[arg(long, value_name = "NAME")]
+    pub mcast_interface: Option<String>,
     /// A file with the ticket for the server.
     #[arg(long, value_name = "FILE")]
     pub ticket_file: Option<PathBuf>,
@@ -55,6 +62,16 @@ pub struct CloneOptions {
     /// time; 0s to sleep at once.
     #[arg(long, value_name = "DURATION", default_value = "50us", value_parser = duration)]
     pub spin: Duration,
+}
+
+/// Whether pages may come by multicast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Multicast {
+    /// Where the server offers it and it arrives.
+    #[default]
+    Auto,
+    /// No.
+    Off,
 }
 
 /// What an engine needs besides its port and its guest.
@@ -106,6 +123,7 @@ impl Prepared {
             on_failure: options.on_failure,
             patience: options.patience,
             progress: true,
+            channel_interface: options.mcast_interface.clone(),
         };
         Ok((Engine::new(config, pager, port, source, guest, control, epoch), _admin))
     }
@@ -121,6 +139,7 @@ impl Prepared {
             universe: descriptor.memory.universe(),
             ticket: ticket.clone(),
             lane: options.lane,
+            multicast: options.mcast == Multicast::Auto,
             granule: traits.granule,
             seed,
         })?;

@@ -49,6 +49,7 @@ fn text(status: &Value) -> String {
         (false, false) => "not connected",
     };
     lines.push(format!("server     {} ({lane})", word(&source["endpoint"])));
+    lines.extend(channel(&status["channel"]));
     let (total, missing) = (number(&progress["total"]), number(&progress["missing"]));
     let present = total.saturating_sub(missing + number(&progress["avoided"]));
     lines.push(format!(
@@ -65,10 +66,11 @@ fn text(status: &Value) -> String {
         number(&pager["coalesced"])
     ));
     lines.push(format!(
-        "fetched    {} demand, {} prefetch, {} hydration pages, {} bytes",
+        "fetched    {} demand, {} prefetch, {} hydration, {} pushed pages, {} bytes over the socket",
         number(&pager["demand_pages"]),
         number(&pager["prefetch_pages"]),
         number(&pager["hydrate_pages"]),
+        number(&pager["unasked_pages"]),
         number(&source["bytes_received"])
     ));
     lines.push(format!(
@@ -79,4 +81,31 @@ fn text(status: &Value) -> String {
         number(&demand["count"])
     ));
     lines.join("\n") + "\n"
+}
+
+/// The multicast channel in two lines, where there is one.
+fn channel(channel: &Value) -> Vec<String> {
+    let Some(group) = channel["group"].as_str() else { return vec![] };
+    let number = |name: &str| channel[name].as_u64().unwrap_or(0);
+    let interface = channel["interface"].as_str().map(|name| format!(" on {name}")).unwrap_or_default();
+    let link = match channel["link"].as_str() {
+        Some("live") => "live",
+        Some("probing") => "nothing has come yet",
+        Some("blocked") => "nothing arrives, see the log",
+        Some("silent") => "nothing comes any more",
+        _ => "ended",
+    };
+    vec![
+        format!("multicast  {group}{interface} ({link}), {} clones", number("members")),
+        format!(
+            "           {} datagrams, {:.2} % lost, {} recovered, {} repaired, {} NACKs, {} of {} requests fell back to unicast",
+            number("received"),
+            channel["loss"].as_f64().unwrap_or(0.0) * 100.0,
+            number("recovered"),
+            number("repaired"),
+            number("nacks"),
+            number("fallbacks"),
+            number("requests"),
+        ),
+    ]
 }

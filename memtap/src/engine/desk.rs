@@ -203,6 +203,6 @@ impl Desk {
 
     /// Faults that nobody reads would keep the port ready all the time.
     pub(super) fn watched_without_port(&self) -> Watched<'_> {
-        Watched { port: None, control: self.control.fd(), source: None, guest: self.guest.watch() }
+        Watched { port: None, control: self.control.fd(), source: None, channel: None, guest: self.guest.watch() }
     }
 }

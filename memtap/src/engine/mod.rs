@@ -8,6 +8,7 @@
 
 mod control;
 mod desk;
+mod multicast;
 mod outcome;
 mod progress;
 mod staging;
@@ -28,8 +29,9 @@ use crate::source::{Source, SourceError, SourceEvent};
 use crate::stats::Status;
 
 use desk::Desk;
+use multicast::Multicast;
 use progress::Reporter;
-use wait::{Ready, Waiter};
+use wait::{Ready, Waiter, Watched};
 
 /// Outputs of the core between two looks at the port.
 const OUTPUTS_PER_TURN: usize = 16;
@@ -37,14 +39,15 @@ const OUTPUTS_PER_TURN: usize = 16;
 /// How often a port that was told of the completion is asked whether it is through.
 const COMPLETION_CHECK: Duration = Duration::from_millis(1);
 
-/// Pages taken from the source between two looks at the port, one message more or less: some 100 µs of copying.
+/// Pages taken from the source, and from the multicast channel, between two looks at the port, one message more or less: some
+/// 100 µs of copying.
 const PAGES_PER_TURN: u64 = 64;
 
 /// How long a guest that breaks its connections has to end before that counts as a failure of the port.
 const END_GRACE: Duration = Duration::from_millis(200);
 
 /// How an engine is to work.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// The image, for people.
     pub image: ImageId,
@@ -58,6 +61,8 @@ pub struct EngineConfig {
     pub patience: Duration,
     /// Show progress of the hydration.
     pub progress: bool,
+    /// The interface to join multicast groups on; the one that the server is reached by where there is none.
+    pub channel_interface: Option<String>,
 }
 
 /// What remains of an engine.
@@ -75,6 +80,7 @@ pub struct Ended {
 pub struct Engine {
     desk: Desk,
     source: Source,
+    multicast: Multicast,
     config: EngineConfig,
     waiter: Waiter,
     reporter: Reporter,
@@ -99,7 +105,9 @@ impl Engine {
         desk.hydrate = config.hydrate;
         let waiter = Waiter::new(config.spin);
         let reporter = Reporter::new(config.progress, desk.pager.progress());
-        Self { desk, source, config, waiter, reporter, down_since: Some(Duration::ZERO), completed: false }
+        let multicast = Multicast::new(config.channel_interface.clone(), config.hydrate);
+        let (down_since, completed) = (Some(Duration::ZERO), false);
+        Self { desk, source, multicast, config, waiter, reporter, down_since, completed }
     }
 
     /// Serves the guest until it is complete or gone, someone stops the engine, or it fails.
@@ -126,6 +134,8 @@ impl Engine {
         // What a server says to a complete clone, such as that its image is gone, must not fail the guest.
         if !self.completed {
             self.receive(now)?;
+            self.multicast.receive(&mut self.desk)?;
+            self.multicast.advance(&mut self.desk, &mut self.source);
         }
         let more = self.obey(now)?;
         if self.completed {
@@ -160,10 +170,15 @@ impl Engine {
                     tracing::warn!(tag, ?code, text, "the server cannot deliver what was asked for");
                     self.desk.pager.handle(now, Input::RequestFailed { tag, code });
                 }
-                SourceEvent::Up { limits, local } => {
+                SourceEvent::Up { limits, local, multicast } => {
+                    // Before the core asks for anything: what will be pushed needs no request.
+                    self.multicast.session(now, multicast);
+                    self.multicast.advance(&mut self.desk, &mut self.source);
                     self.connected(limits, local, now);
                     return Ok(());
                 }
+                SourceEvent::Channel(peer) => self.multicast.open(now, &peer),
+                SourceEvent::ChannelGone { reason, text } => self.multicast.gone(now, reason, &text),
                 SourceEvent::Down { reason } => return self.note(SourceEvent::Down { reason }, now),
             }
         }
@@ -194,6 +209,7 @@ impl Engine {
             if status.state == "running" {
                 status.state = "connecting".into();
             }
+            self.multicast.down();
             self.desk.pager.handle(now, Input::SourceDown);
         }
         Ok(())
@@ -204,7 +220,10 @@ impl Engine {
         for _ in 0..OUTPUTS_PER_TURN {
             let Some(output) = self.desk.pager.poll(now) else { return Ok(false) };
             match output {
-                Output::Request { tag, class, ranges } => self.source.request(tag, class, &ranges),
+                Output::Request { tag, class, ranges } => {
+                    let delivery = self.multicast.route(now, tag, class, &ranges);
+                    self.source.request(tag, class, delivery, &ranges);
+                }
                 Output::InstallZeros { range } => {
                     self.desk.install(range, None)?;
                 }
@@ -215,6 +234,7 @@ impl Engine {
                 Output::Complete => {
                     tracing::info!("every page of the image is there");
                     self.completed = true;
+                    self.multicast.close();
                     self.desk.status.state = "complete".into();
                     self.desk.port.complete()?;
                 }
@@ -226,18 +246,27 @@ impl Engine {
 
     fn wait(&mut self, more: bool) -> Result<(), EngineError> {
         let now = self.desk.now();
-        let timeout = if more || !self.completed && self.source.has_work() {
+        let more = more || !self.completed && (self.source.has_work() || self.multicast.has_work());
+        let timeout = if more {
             Some(Duration::ZERO)
         } else {
-            let deadlines = [self.desk.pager.next_timeout(), self.source.deadline(), self.reporter.deadline()];
+            let (source, multicast) = (self.source.deadline(), self.multicast.deadline());
+            let deadlines = [self.desk.pager.next_timeout(), source, multicast, self.reporter.deadline()];
             let deadline = deadlines.into_iter().flatten().min();
             let deadline = if self.completed { Some(now + COMPLETION_CHECK) } else { deadline };
             deadline.map(|deadline| deadline.saturating_sub(now))
         };
         let watched = self.desk.watched(if self.completed { None } else { self.source.watch() });
+        let watched = Watched { channel: self.multicast.fd(), ..watched };
         let ready = self.waiter.wait(&watched, timeout).map_err(|error| EngineError::Wait(error.into()))?;
         let now = self.desk.now();
+        if ready.control {
+            self.desk.status.channel = self.multicast.status();
+        }
         self.desk.ready(ready, now)?;
+        if ready.channel {
+            self.multicast.set_readable();
+        }
         let Ready { source_in, source_out, .. } = ready;
         if (source_in || source_out)
             && let Some(event) = self.source.set_ready(source_in, source_out, now)
@@ -320,6 +349,7 @@ impl Engine {
             tracing::info!("{text}");
         }
         let now = self.desk.now();
+        self.desk.status.channel = self.multicast.status();
         let mut status = self.desk.status(now);
         status.state = match &outcome {
             Outcome::Complete => "complete",

@@ -10,6 +10,8 @@ pub(super) struct Watched<'a> {
     pub(super) control: BorrowedFd<'a>,
     /// The source's socket, and whether for room to send.
     pub(super) source: Option<(BorrowedFd<'a>, bool)>,
+    /// The multicast channel.
+    pub(super) channel: Option<BorrowedFd<'a>>,
     pub(super) guest: Option<BorrowedFd<'a>>,
 }
 
@@ -20,6 +22,7 @@ pub(super) struct Ready {
     pub(super) control: bool,
     pub(super) source_in: bool,
     pub(super) source_out: bool,
+    pub(super) channel: bool,
     pub(super) guest: bool,
 }
 
@@ -74,7 +77,7 @@ impl Waiter {
 
 impl Ready {
     fn any(self) -> bool {
-        self.port || self.control || self.source_in || self.source_out || self.guest
+        self.port || self.control || self.source_in || self.source_out || self.channel || self.guest
     }
 }
 
@@ -90,30 +93,29 @@ fn look(watched: &Watched<'_>, timeout: Option<Duration>) -> Result<Ready, Errno
         None => idle,
     };
     // The control descriptor stands in for what is not watched, with no flag asked for.
+    let optional = |fd: Option<_>| {
+        PollFd::from_borrowed_fd(fd.unwrap_or(watched.control), if fd.is_some() { PollFlags::IN } else { idle })
+    };
     let mut fds = [
-        PollFd::from_borrowed_fd(
-            watched.port.unwrap_or(watched.control),
-            if watched.port.is_some() { PollFlags::IN } else { idle },
-        ),
+        optional(watched.port),
         PollFd::from_borrowed_fd(watched.control, PollFlags::IN),
         PollFd::from_borrowed_fd(watched.source.map_or(watched.control, |(fd, _)| fd), source_flags),
-        PollFd::from_borrowed_fd(
-            watched.guest.unwrap_or(watched.control),
-            if watched.guest.is_some() { PollFlags::IN } else { idle },
-        ),
+        optional(watched.channel),
+        optional(watched.guest),
     ];
     match rustix::event::poll(&mut fds, timeout.as_ref()) {
         Ok(_) => {}
         Err(Errno::INTR) => return Ok(Ready::default()),
         Err(error) => return Err(error),
     }
-    let [port, control, source, guest] = fds.map(|fd| fd.revents());
+    let [port, control, source, channel, guest] = fds.map(|fd| fd.revents());
     let broken = PollFlags::ERR | PollFlags::HUP;
     Ok(Ready {
         port: watched.port.is_some() && !port.is_empty(),
         control: control.contains(PollFlags::IN),
         source_in: watched.source.is_some() && source.intersects(PollFlags::IN | broken),
         source_out: watched.source.is_some_and(|(_, out)| out) && source.intersects(PollFlags::OUT | broken),
+        channel: watched.channel.is_some() && !channel.is_empty(),
         guest: watched.guest.is_some() && !guest.is_empty(),
     })
 }

@@ -1,11 +1,12 @@
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use descriptor::FrameRange;
 use descriptor::fetch::{
-    Capabilities, Class, Delivery, Encoding, ErrorCode, Hello, Limits, LocalImage, Message, PageRun, Preamble, Request,
-    Tag, Welcome, decode, decode_preamble,
+    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Encoding, ErrorCode, Hello, Limits, LocalImage,
+    Message, PageRun, Preamble, Request, Tag, Welcome, decode, decode_preamble,
 };
 
 use super::inbox::Inbox;
@@ -29,6 +30,9 @@ const OUTBOX_MAX: usize = 1 << 20;
 /// pager from its guest.
 const READS_MAX: usize = 4;
 
+/// Capabilities that change what comes, so that a server must not take them up unasked.
+const SWITCHED: Capabilities = Capabilities::LOCAL.union(Capabilities::MULTICAST);
+
 /// One connection from its first byte to its last.
 pub(super) struct Connection {
     socket: Socket,
@@ -40,7 +44,8 @@ pub(super) struct Connection {
     readable: bool,
     /// The inbox may hold another whole message.
     buffered: bool,
-    wants_local: bool,
+    /// What HELLO offers.
+    offered: Capabilities,
     ping_after: Duration,
     began: Duration,
     heard: Duration,
@@ -59,8 +64,12 @@ enum Stage {
 
 /// What a connection brings, without the bytes.
 pub(super) enum Incoming {
-    /// The session is open.
-    Open { limits: Limits, local: Option<(LocalImage, Vec<OwnedFd>)> },
+    /// The session is open. Where the server has a multicast channel, it will be offered.
+    Open { limits: Limits, local: Option<(LocalImage, Vec<OwnedFd>)>, multicast: bool },
+    /// A multicast channel.
+    Channel(ChannelOffer),
+    /// It has ended for us.
+    ChannelGone { reason: ChannelGoneReason, text: String },
     /// Pages, whose payload lies in the inbox.
     Pages { tag: Tag, frames: FrameRange, encoding: Encoding, last: bool, payload: Range<usize> },
     /// A request failed.
@@ -73,8 +82,10 @@ impl Connection {
         let mut outbox = Vec::with_capacity(4096);
         Preamble.encode(&mut outbox);
         let local = if wants_local { Capabilities::LOCAL } else { Capabilities::default() };
-        let capabilities = Capabilities::LZ4.union(local);
-        Message::Hello(Hello { image: config.image, capabilities, ticket: &config.ticket }).encode(&mut outbox);
+        let multicast = if config.multicast { Capabilities::MULTICAST } else { Capabilities::default() };
+        let offered = Capabilities::LZ4.union(local).union(multicast);
+        let hello = Hello { image: config.image, capabilities: offered, ticket: &config.ticket };
+        Message::Hello(hello).encode(&mut outbox);
         Self {
             socket,
             stage: Stage::Connecting,
@@ -84,7 +95,7 @@ impl Connection {
             sent: 0,
             readable: false,
             buffered: false,
-            wants_local,
+            offered,
             ping_after: PING_AFTER,
             began: now,
             heard: now,
@@ -118,8 +129,13 @@ impl Connection {
     }
 
     /// Queues a request; [`Connection::flush`] sends it.
-    pub(super) fn request(&mut self, tag: Tag, class: Class, ranges: &[FrameRange]) {
-        Request::encode(tag, class, Delivery::Unicast, ranges, &mut self.outbox);
+    pub(super) fn request(&mut self, tag: Tag, class: Class, delivery: Delivery, ranges: &[FrameRange]) {
+        Request::encode(tag, class, delivery, ranges, &mut self.outbox);
+    }
+
+    /// The address of the server's end and of this one, where the connection has such.
+    pub(super) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.socket.addresses()
     }
 
     /// Goes on with connecting, and sends what is queued.
@@ -233,7 +249,8 @@ impl Connection {
                 (Stage::Welcome, Message::Welcome(welcome)) => {
                     check_image(&welcome, config)?;
                     let local = welcome.capabilities.contains(Capabilities::LOCAL);
-                    if local && !self.wants_local {
+                    let multicast = welcome.capabilities.contains(Capabilities::MULTICAST);
+                    if !self.offered.contains(welcome.capabilities.intersection(SWITCHED)) {
                         return Err(SessionError::OutOfTurn("WELCOME with a capability that was not offered"));
                     }
                     if !local && config.lane == Lane::Local {
@@ -245,13 +262,23 @@ impl Connection {
                         None
                     } else {
                         self.stage = Stage::Open;
-                        Some(Incoming::Open { limits: welcome.limits, local: None })
+                        Some(Incoming::Open { limits: welcome.limits, local: None, multicast })
                     }
                 }
                 (Stage::Image(welcome), Message::Image(image)) => {
                     let limits = welcome.limits;
                     self.stage = Stage::Open;
-                    Some(Incoming::Open { limits, local: Some((image, std::mem::take(&mut self.files))) })
+                    Some(Incoming::Open {
+                        limits,
+                        local: Some((image, std::mem::take(&mut self.files))),
+                        multicast: false,
+                    })
+                }
+                (Stage::Open, Message::Channel(offer)) if self.offered.contains(Capabilities::MULTICAST) => {
+                    Some(Incoming::Channel(offer))
+                }
+                (Stage::Open, Message::ChannelGone(reason, text)) => {
+                    Some(Incoming::ChannelGone { reason, text: text.to_owned() })
                 }
                 (Stage::Welcome, Message::Refused(reason, text)) => {
                     return Err(SessionError::Refused { reason, text: text.to_owned() });

@@ -12,10 +12,11 @@ mod local;
 mod socket;
 mod sys;
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use descriptor::fetch::{Class, Encoding, ErrorCode, Limits, Tag};
+use descriptor::fetch::{ChannelGoneReason, ChannelOffer, Class, Delivery, Encoding, ErrorCode, Limits, Tag};
 use descriptor::{Endpoint, FrameRange, ImageId, PageCount};
 
 pub use error::{SessionError, SourceError};
@@ -56,6 +57,8 @@ pub struct SourceConfig {
     pub ticket: Vec<u8>,
     /// Which way pages may come.
     pub lane: Lane,
+    /// Offer to share a multicast channel with other clones. It is not used where the local lane is.
+    pub multicast: bool,
     /// The pages that the port installs at once; runs of the local lane end at multiples of some of them.
     pub granule: PageCount,
     /// For the jitter of reconnects.
@@ -71,6 +74,17 @@ pub enum SourceEvent<'a> {
         limits: Limits,
         /// Pages come from the image's files.
         local: bool,
+        /// The server has a multicast channel, and is about to offer it.
+        multicast: bool,
+    },
+    /// The server offers a multicast channel.
+    Channel(ChannelPeer),
+    /// The server has ended the channel for this clone.
+    ChannelGone {
+        /// Why.
+        reason: ChannelGoneReason,
+        /// The server's words.
+        text: String,
     },
     /// The session is over, or could not be opened; another attempt will be made.
     Down {
@@ -97,6 +111,19 @@ pub enum SourceEvent<'a> {
         /// The server's words.
         text: String,
     },
+}
+
+/// A multicast channel, and where its server is.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelPeer {
+    /// The offer.
+    pub offer: ChannelOffer,
+    /// Where feedback goes, and where datagrams come from.
+    pub server: SocketAddr,
+    /// Our address in the session, which lies on the interface that the server is reached by.
+    pub local: Option<IpAddr>,
+    /// Frames of the image.
+    pub frames: PageCount,
 }
 
 /// The unicast lane: sessions with page servers.
@@ -191,11 +218,12 @@ impl Source {
         result.err().and_then(|error| self.end(error, now))
     }
 
-    /// Queues a request; [`Source::flush`] sends it. Lost when no session is open.
-    pub fn request(&mut self, tag: Tag, class: Class, ranges: &[FrameRange]) {
+    /// Queues a request; [`Source::flush`] sends it. Lost when no session is open. One whose answer is delivered by multicast is
+    /// not heard of again here.
+    pub fn request(&mut self, tag: Tag, class: Class, delivery: Delivery, ranges: &[FrameRange]) {
         match &mut self.state {
             State::Waiting { .. } => {}
-            State::Connected(connection) => connection.request(tag, class, ranges),
+            State::Connected(connection) => connection.request(tag, class, delivery, ranges),
             State::Local { lane, .. } => lane.request(tag, class, ranges),
         }
     }
@@ -215,7 +243,9 @@ impl Source {
             return if now < until { Ok(None) } else { self.connect(now) };
         }
         match self.receive(now) {
-            Ok(Some(Incoming::Open { limits, local })) => Ok(self.open(limits, local, now)),
+            Ok(Some(Incoming::Open { limits, local, multicast })) => Ok(self.open(limits, local, multicast, now)),
+            Ok(Some(Incoming::Channel(offer))) => Ok(self.channel(offer)),
+            Ok(Some(Incoming::ChannelGone { reason, text })) => Ok(Some(SourceEvent::ChannelGone { reason, text })),
             Ok(Some(Incoming::Failed { tag, code, text })) => Ok(Some(SourceEvent::Failed { tag, code, text })),
             Ok(Some(Incoming::Pages { tag, frames, encoding, last, payload })) => {
                 self.bytes_received += payload.len() as u64;
@@ -292,12 +322,13 @@ impl Source {
         &mut self,
         limits: Limits,
         local: Option<(descriptor::fetch::LocalImage, Vec<std::os::fd::OwnedFd>)>,
+        multicast: bool,
         now: Duration,
     ) -> Option<SourceEvent<'static>> {
         self.backoff.reset();
         self.refused.fill(false);
         let Some((image, files)) = local else {
-            return Some(SourceEvent::Up { limits, local: false });
+            return Some(SourceEvent::Up { limits, local: false, multicast });
         };
         // Twice the port's granule at most: 1 MiB for small pages keeps a fault from waiting long behind bulk.
         let piece = self.config.granule.max(PageCount::new(256));
@@ -317,7 +348,19 @@ impl Source {
         };
         self.state = State::Local { lane, connection };
         let limits = Limits { max_requests: LOCAL_REQUESTS, max_pages: LOCAL_PAGES, ..limits };
-        Some(SourceEvent::Up { limits, local: true })
+        Some(SourceEvent::Up { limits, local: true, multicast: false })
+    }
+
+    /// Finds out where the server of a channel is. Over a Unix socket only the offer can tell.
+    fn channel(&self, offer: ChannelOffer) -> Option<SourceEvent<'static>> {
+        let (peer, local) = self.connection().and_then(Connection::addresses).unzip();
+        let Some(address) = offer.feedback.or(peer.map(|peer| peer.ip())) else {
+            tracing::warn!("the server offers a multicast channel and does not say where its feedback is to go");
+            return None;
+        };
+        let server = SocketAddr::new(address.to_canonical(), offer.feedback_port);
+        let local = local.map(|local| local.ip().to_canonical());
+        Some(SourceEvent::Channel(ChannelPeer { offer, server, local, frames: self.config.universe }))
     }
 
     /// Ends the session, and plans the next with the next server. With the image's files in hand nothing ends.
@@ -391,6 +434,7 @@ mod tests {
             universe,
             ticket: vec![],
             lane: Lane::Socket,
+            multicast: true,
             granule: PageCount::ONE,
             seed: 1,
         };

@@ -1,6 +1,6 @@
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use descriptor::Endpoint;
@@ -67,6 +67,13 @@ impl Socket {
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The addresses of the peer's end and of this one; `None` for a Unix socket.
+    pub(super) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let peer = SocketAddr::try_from(rustix::net::getpeername(&self.fd).ok()??).ok()?;
+        let local = SocketAddr::try_from(rustix::net::getsockname(&self.fd).ok()?).ok()?;
+        Some((peer, local))
     }
 
     /// Receives into `buffer`; descriptors that come along go to `files`.
