@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports)] // Each test file uses a part of it.
 #![allow(clippy::unwrap_used)] // A helper that fails is a test that fails.
 
+mod channel;
 mod server;
 
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +20,7 @@ use descriptor::vm::{Descriptor, Hypervisor, Identity};
 use descriptor::{Endpoint, FrameRange, FrameSet, Gfn, ImageId, PAGE_SIZE, PageCount};
 use serde_json::Value;
 
+pub use channel::{ChannelBehaviour, ModelChannel};
 pub use server::{Behaviour, ModelServer};
 
 /// Long enough for any step of a test on a machine that does much else.

@@ -9,14 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use descriptor::fetch::{
-    Capabilities, Encoding, ErrorCode, GoodbyeReason, Limits, LocalImage, Message, PageRun, Preamble, Refusal, Request,
-    Welcome, decode, decode_preamble,
+    Capabilities, ChannelGoneReason, Delivery, Encoding, ErrorCode, GoodbyeReason, Limits, LocalImage, Message,
+    PageRun, Preamble, Refusal, Request, Welcome, decode, decode_preamble,
 };
 use descriptor::image::ImageIndex;
 use descriptor::{Endpoint, FrameRange, Gfn, PageCount};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-use super::Image;
+use super::{ChannelBehaviour, Image, ModelChannel};
 
 /// How a model server behaves, beyond serving.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +39,10 @@ pub struct Behaviour {
     pub fail_every: Option<u64>,
     /// How long each answer takes.
     pub delay: Duration,
+    /// Offer a multicast channel.
+    pub channel: Option<ChannelBehaviour>,
+    /// End the channel for the client after so many requests.
+    pub gone_after: Option<u64>,
 }
 
 /// A page server of some threads.
@@ -50,7 +54,9 @@ pub struct ModelServer {
     pub sessions: Arc<AtomicU64>,
     /// Requests that were answered.
     pub requests: Arc<AtomicU64>,
-    accepting: Option<JoinHandle<()>>,
+    /// The multicast channel.
+    pub channel: Option<Arc<ModelChannel>>,
+    accepting: Vec<JoinHandle<()>>,
 }
 
 enum Stream {
@@ -87,8 +93,11 @@ impl ModelServer {
 
     fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(accepting) = self.accepting.take() {
-            accepting.join().unwrap();
+        if let Some(channel) = &self.channel {
+            channel.end();
+        }
+        for thread in self.accepting.drain(..) {
+            thread.join().unwrap();
         }
         for stream in self.streams.lock().unwrap().drain(..) {
             stream.shut();
@@ -100,8 +109,11 @@ impl ModelServer {
         let streams = Arc::new(Mutex::new(Vec::new()));
         let (sessions, requests) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let shared = (Arc::clone(&stop), Arc::clone(&streams), Arc::clone(&sessions), Arc::clone(&requests));
-        let image = Arc::clone(image);
-        let accepting = std::thread::spawn(move || {
+        let opened = behaviour.channel.clone().map(|channel| ModelChannel::new(image, channel));
+        let (channel, threads) = opened.unzip();
+        let mut threads = threads.unwrap_or_default();
+        let (image, offered) = (Arc::clone(image), channel.clone());
+        threads.push(std::thread::spawn(move || {
             let (stop, streams, sessions, requests) = shared;
             while !stop.load(Ordering::Relaxed) {
                 let stream = match &listener {
@@ -113,17 +125,17 @@ impl ModelServer {
                     continue;
                 };
                 streams.lock().unwrap().push(stream.again());
-                let (image, behaviour) = (Arc::clone(&image), behaviour.clone());
+                let (image, behaviour, channel) = (Arc::clone(&image), behaviour.clone(), offered.clone());
                 let counters = (Arc::clone(&sessions), Arc::clone(&requests));
                 std::thread::spawn(move || {
-                    let mut session = Session { stream, image, behaviour, counters };
+                    let mut session = Session { stream, image, behaviour, counters, channel, gone: false };
                     // How the connection ends is the client's to judge.
                     let _ended = session.run();
                     session.stream.shut();
                 });
             }
-        });
-        Self { endpoint, stop, streams, sessions, requests, accepting: Some(accepting) }
+        }));
+        Self { endpoint, stop, streams, sessions, requests, channel, accepting: threads }
     }
 }
 
@@ -176,6 +188,8 @@ struct Session {
     image: Arc<Image>,
     behaviour: Behaviour,
     counters: (Arc<AtomicU64>, Arc<AtomicU64>),
+    channel: Option<Arc<ModelChannel>>,
+    gone: bool,
 }
 
 impl Session {
@@ -223,7 +237,17 @@ impl Session {
                         } else if self.behaviour.fail_every.is_some_and(|every| answered % every == 0) {
                             Message::Error(request.tag, ErrorCode::Unreadable, "as the test wants it").encode(&mut out);
                         } else {
-                            self.answer(request, &mut out);
+                            if self.behaviour.gone_after.is_some_and(|after| answered > after) && !self.gone {
+                                self.gone = true;
+                                Message::ChannelGone(ChannelGoneReason::TooSlow, "as the test wants it")
+                                    .encode(&mut out);
+                            }
+                            match &self.channel {
+                                Some(channel) if request.delivery == Delivery::Multicast && !self.gone => {
+                                    channel.demand(request.ranges());
+                                }
+                                _ => self.answer(request, &mut out),
+                            }
                         }
                     }
                     Message::Ping => Message::Pong.encode(&mut out),
@@ -249,10 +273,17 @@ impl Session {
     /// True when the image's file is to go along.
     fn welcome(&self, offered: Capabilities, out: &mut Vec<u8>) -> bool {
         let local = self.behaviour.local && offered.contains(Capabilities::LOCAL);
-        let capabilities = if local { Capabilities::LOCAL } else { Capabilities::LZ4.intersection(offered) };
+        let mut capabilities = if local { Capabilities::LOCAL } else { Capabilities::LZ4.intersection(offered) };
+        let channel = self.channel.as_ref().filter(|_| !local && offered.contains(Capabilities::MULTICAST));
+        if channel.is_some() {
+            capabilities = capabilities.union(Capabilities::MULTICAST);
+        }
         let limits = Limits { max_requests: 64, max_pages: 2048, idle_timeout_ms: 30_000 };
         let frames = self.image.memory.universe();
         Message::Welcome(Welcome { image: self.image.id, frames, capabilities, limits }).encode(out);
+        if let Some(channel) = channel {
+            Message::Channel(channel.offer()).encode(out);
+        }
         if local {
             let index = ImageIndex::read(&self.image.index()).unwrap();
             let extents = index.extents.extents().to_vec();
