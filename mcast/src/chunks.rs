@@ -73,7 +73,11 @@ impl ChunkSet {
 
     /// Adds the chunks of `other`.
     pub fn unite(&mut self, other: &ChunkSet) {
-        other.iter().for_each(|chunk| self.insert(chunk));
+        if self.count == other.count {
+            self.bits.iter_mut().zip(&other.bits).for_each(|(byte, more)| *byte |= more);
+        } else {
+            other.iter().for_each(|chunk| self.insert(chunk));
+        }
     }
 
     /// The number of chunks in the set.

@@ -312,7 +312,16 @@ impl Bulk {
     }
 
     fn frames_of(&self, union: &ChunkSet) -> FrameSet {
-        FrameSet::from_ranges(self.channel.frames, union.iter().map(|chunk| self.channel.chunk(chunk)))
+        let mut chunks = union.iter().peekable();
+        let runs = std::iter::from_fn(|| {
+            let first = chunks.next()?;
+            let mut last = first;
+            while let Some(next) = chunks.next_if_eq(&(last + 1)) {
+                last = next;
+            }
+            Some(FrameRange::between(self.channel.chunk(first).start(), self.channel.chunk(last).end()))
+        });
+        FrameSet::from_ranges(self.channel.frames, runs)
     }
 }
 

@@ -27,6 +27,9 @@ pub(super) struct Members {
     /// The median of the members' rates at its best, which fades.
     reference: f64,
     joined: Duration,
+    /// When something was last sent, or somebody joined, and when that began after a rest.
+    busy: Duration,
+    woke: Option<Duration>,
     /// How many members report losses, and the sum of them.
     losses: (u32, f64),
     /// When the wants were found out, and what they were; out of date when something changed since.
@@ -89,6 +92,12 @@ impl Members {
     /// A back-off is four of them: beyond, unicast is better. Also what a liar can make of it where there are few others.
     pub(super) const MAX_ROUND_TRIP: Duration = Duration::from_millis(200);
 
+    /// When nothing was sent for so long, members report
+    const REST: Duration = Duration::from_secs(1);
+
+    /// only so often: idle clones by the hundred should cost nothing.
+    const RESTING_INTERVAL: Duration = Duration::from_millis(250);
+
     /// The group does not wait for a member that is silent, or deaf, for so long or four intervals of reports.
     const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -122,6 +131,8 @@ impl Members {
             swept: now,
             reference: 0.0,
             joined: now,
+            busy: now,
+            woke: None,
             losses: (0, 0.0),
             wants: (now, None),
             changed: false,
@@ -138,6 +149,7 @@ impl Members {
 
     /// Adds a member that begins with these blocks. One that is there already begins again.
     pub(super) fn join(&mut self, member: Member, start: [u64; 2], sent: Sent) {
+        self.wake(sent.now);
         self.states.insert(member, MemberState::new(start, sent));
         self.joined = sent.now;
         self.changed(sent.now);
@@ -195,8 +207,17 @@ impl Members {
     }
 
     /// How often members should report: a group as a whole no more than 5000 times a second.
-    pub(super) fn report_interval(&self) -> Duration {
-        (Duration::from_micros(200) * self.states.len() as u32).max(Duration::from_millis(10))
+    pub(super) fn report_interval(&self, now: Duration) -> Duration {
+        let least = if self.is_resting(now) { Self::RESTING_INTERVAL } else { Duration::from_millis(10) };
+        self.spread().max(least)
+    }
+
+    /// Notes that something is sent.
+    pub(super) fn wake(&mut self, now: Duration) {
+        if self.is_resting(now) {
+            self.woke = (!self.states.is_empty()).then_some(now);
+        }
+        self.busy = now;
     }
 
     /// Takes in a report. `echoed` is the next datagram when the pulse that it echoes was sent, if that is still known.
@@ -237,7 +258,7 @@ impl Members {
 
     /// The chunks that a useful member lacks.
     pub(super) fn union(&self, now: Duration) -> ChunkSet {
-        let patience = self.patience();
+        let patience = self.patience(now);
         self.union_where(|state| state.is_useful(now, patience))
     }
 
@@ -263,7 +284,7 @@ impl Members {
     pub(super) fn strain(&mut self, now: Duration) -> Strain {
         /// Datagrams below which a loss is chance.
         const ENOUGH: u32 = 64;
-        let patience = self.patience();
+        let patience = self.patience(now);
         let large = self.states.len() > Self::WINDOWED;
         let mut strain = Strain::default();
         for state in self.states.values_mut().filter(|state| state.is_useful(now, patience)) {
@@ -291,7 +312,7 @@ impl Members {
     pub(super) fn sweep(&mut self, now: Duration, floor: f64, rate: f64, active: bool) -> Vec<(Member, ExpelReason)> {
         let elapsed = now.saturating_sub(self.swept);
         self.swept = now;
-        let (patience, interval) = (self.patience(), self.report_interval());
+        let (patience, interval) = (self.patience(now), self.believed_interval(now));
         let useful = || self.states.values().filter(|state| state.is_useful(now, patience));
         let (median, _) = median_and_most(useful().map(|state| state.rate));
         if let (median, Some(most)) =
@@ -332,7 +353,7 @@ impl Members {
 
     /// The members as they are, `seq` being the next datagram.
     pub(super) fn statuses(&self, now: Duration, seq: u64) -> impl Iterator<Item = MemberStatus> {
-        let patience = self.patience();
+        let patience = self.patience(now);
         self.states.iter().map(move |(member, state)| MemberStatus {
             member: *member,
             joined: state.joined,
@@ -352,17 +373,32 @@ impl Members {
         }
     }
 
-    fn patience(&self) -> Duration {
-        Self::PATIENCE.max(self.report_interval() * 4)
+    fn is_resting(&self, now: Duration) -> bool {
+        now >= self.busy + Self::REST
+    }
+
+    /// The time that the members' reports take when they are as frequent as they may be.
+    fn spread(&self) -> Duration {
+        Duration::from_micros(200) * self.states.len() as u32
+    }
+
+    /// The longest interval at which a member may believe it should report. Soon after a rest not all have heard of its end.
+    fn believed_interval(&self, now: Duration) -> Duration {
+        let resting = self.is_resting(now) || self.woke.is_some_and(|woke| now < woke + Self::REST);
+        self.spread().max(if resting { Self::RESTING_INTERVAL } else { Duration::from_millis(10) })
+    }
+
+    fn patience(&self, now: Duration) -> Duration {
+        Self::PATIENCE.max(self.believed_interval(now) * 4)
     }
 
     /// The time between two looks at all members. In a large group each takes some hundred microseconds.
     fn rest(&self) -> Duration {
-        Duration::from_millis(10).max(self.report_interval() / 10)
+        Duration::from_millis(10).max(self.spread() / 10)
     }
 
     fn renew_limit(&mut self, now: Duration) {
-        let (patience, payload) = (self.patience(), self.channel.payload);
+        let (patience, payload) = (self.patience(now), self.channel.payload);
         let useful = || self.states.iter().filter(|(_, state)| state.is_useful(now, patience));
         self.useful = useful().count();
         let windowed = self.states.len() <= Self::WINDOWED;
@@ -372,7 +408,7 @@ impl Members {
 
     fn find_wants(&self, now: Duration) -> Wants {
         let mut wants = Wants { joined: self.joined, ..Wants::default() };
-        let patience = self.patience();
+        let patience = self.patience(now);
         for state in self.states.values() {
             match &state.lacks {
                 _ if !state.is_useful(now, patience) => {

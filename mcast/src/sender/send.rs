@@ -44,6 +44,9 @@ impl Sender {
         } else {
             return None;
         };
+        if self.bulk.is_bursting() {
+            self.members.wake(now);
+        }
         self.pulse(now, kind).encode(&mut datagram);
         self.heartbeat.sent(now, self.seq, self.bulk.is_bursting());
         Some(self.control_sent(datagram))
@@ -141,6 +144,7 @@ impl Sender {
             bytes -= usize::from(count) * self.geometry.payload() - self.geometry.stream_length(map.pages());
         }
         self.seq += u64::from(shards.len());
+        self.members.wake(now);
         self.repairs.sent(shards.len());
         self.pace.spend(bytes);
         self.stats.bytes += bytes as u64;
@@ -199,7 +203,7 @@ impl Sender {
             oldest_block: self.histories.each_ref().map(|history| wire_number(history.oldest())),
             members: self.members.len() as u32,
             round_trip: self.members.round_trip(),
-            report_interval: self.members.report_interval(),
+            report_interval: self.members.report_interval(now),
             report_bytes: self.members.report_bytes(),
             burst: self.bulk.burst(),
             sent: now,
