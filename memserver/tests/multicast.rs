@@ -20,6 +20,7 @@ use descriptor::fetch::{Capabilities, ChannelGoneReason, Class, Delivery};
 use mcast::wire::ShardKind;
 use mcast_socket::Group;
 use member::Member;
+use member::clone::CloneMember;
 use memserver::{MulticastConfig, ServeConfig, ServeError, Server};
 
 /// Longer than the sender takes two requests for the same page as one.
@@ -205,6 +206,27 @@ fn parity_gives_back_what_is_lost() {
     assert!(received.iter().all(|kinds| kinds["parity"] >= 50), "{received:?}");
     wait_for("the counters", || server.status().multicast.unwrap().total.parity.datagrams >= 50);
     assert!(server.status().multicast.unwrap().total.nacks >= 50);
+}
+
+#[test]
+fn clones_that_lose_datagrams_have_the_whole_image_in_the_end() {
+    let image = TestImage::new(11);
+    let server = serve_group(&image, 11, |mcast| mcast.max_datagram = Some(1472));
+    let fill = |seed: u64| {
+        let mut client = Client::open_with(&server.endpoints()[0], image.id, MULTICAST);
+        let mut clone = CloneMember::join(&client.channel(), "lo", seed, 0.05);
+        clone.run();
+        let lacking: Vec<_> =
+            (0..FRAMES).filter(|frame| !clone.got[*frame as usize]).map(|frame| range(frame, 1)).collect();
+        lacking.chunks(100).for_each(|ranges| client.check_fetch(Class::Bulk, ranges));
+        println!("clone {seed}: {} of {FRAMES} by unicast, {:?}", lacking.len(), clone.intake.stats());
+        assert!(lacking.len() < FRAMES as usize / 10, "{} frames came by unicast", lacking.len());
+    };
+    let fill = &fill;
+    std::thread::scope(|scope| (0..4).for_each(|seed| drop(scope.spawn(move || fill(seed)))));
+    wait_for("the counters", || server.status().multicast.unwrap().total.data.datagrams > 9000);
+    let total = server.status().multicast.unwrap().total;
+    println!("{:.3} of the image was sent", total.bytes() as f64 / (FRAMES * 4096) as f64);
 }
 
 #[test]

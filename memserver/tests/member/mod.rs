@@ -3,6 +3,8 @@
 
 #![allow(unreachable_pub, reason = "a module of a test program")]
 
+pub mod clone;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
