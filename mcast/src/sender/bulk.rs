@@ -23,8 +23,9 @@ pub(super) struct Bulk {
     order: Vec<FrameRange>,
     order_at: usize,
     cursor: Gfn,
-    /// Passes since a newcomer came.
+    /// Passes since a newcomer came, and when the last began.
     pass: u32,
+    began: Duration,
     /// The number of the last question; each is another, so that members answer each.
     burst: u32,
     endgame: bool,
@@ -68,6 +69,8 @@ pub(super) struct Wants {
     pub(super) pages: u64,
     /// Of these members, the ones that were not sent to the end game.
     pub(super) fresh: usize,
+    /// When the last of these members joined.
+    pub(super) newest: Duration,
     /// Useful members of which it is not known.
     pub(super) unknown: usize,
     /// Of these, the ones that say they lack something.
@@ -112,6 +115,7 @@ impl Bulk {
             order_at: 0,
             cursor: Gfn::new(0),
             pass: 0,
+            began: Duration::ZERO,
             burst: 0,
             endgame: false,
         }
@@ -205,8 +209,7 @@ impl Bulk {
         Some(run)
     }
 
-    /// The next change of phase that is due. `quiet` is how long a repair may be in coming, `spread` the time that the
-    /// members take to answer a question, `busy` the time of the last repair or NACK, or now while one is under way.
+    /// The next change of phase that is due.
     pub(super) fn step(&mut self, now: Duration, wants: &Wants, timing: &Timing) -> Option<Step> {
         match &mut self.phase {
             Phase::Idle if wants.fresh > 0 => {
@@ -216,7 +219,7 @@ impl Bulk {
             }
             // The first report was lost, or told of something new without saying what.
             Phase::Idle if wants.wanting > 0 => {
-                self.pass = 0;
+                (self.pass, self.endgame) = (0, false);
                 Some(self.ask(now, timing))
             }
             Phase::Idle => None,
@@ -227,7 +230,7 @@ impl Bulk {
             Phase::Gathering { since } => {
                 let waiting = wants.silent > 0 || wants.unknown > 0 || now < wants.joined + timing.gather;
                 let ready = now >= *since + timing.gather * if waiting { 10 } else { 1 };
-                ready.then_some(Step::Begin)
+                ready.then(|| self.next_pass(now))
             }
             Phase::Pass if self.todo.is_empty() && !timing.sending => {
                 self.phase = Phase::Draining { since: now, active: now };
@@ -267,12 +270,20 @@ impl Bulk {
             self.phase = Phase::Idle;
             return Step::Rest;
         }
+        if wants.newest > self.began {
+            self.pass = 0;
+        }
         let little = wants.pages <= self.channel.frames.get() / 200;
         if self.pass > 0 && (wants.lacking <= 2 || little || self.pass >= Self::PASSES) {
             self.phase = Phase::Idle;
             self.endgame = true;
             return Step::EndGame;
         }
+        self.next_pass(now)
+    }
+
+    fn next_pass(&mut self, now: Duration) -> Step {
+        self.began = now;
         Step::Begin
     }
 
@@ -359,8 +370,16 @@ mod tests {
         bulk.step(Duration::from_millis(now), &wants, &timing(now))
     }
 
-    const ONE: Wants =
-        Wants { lacking: 1, pages: 1000, fresh: 1, unknown: 0, wanting: 0, silent: 0, joined: Duration::ZERO };
+    const ONE: Wants = Wants {
+        lacking: 1,
+        pages: 1000,
+        fresh: 1,
+        newest: Duration::ZERO,
+        unknown: 0,
+        wanting: 0,
+        silent: 0,
+        joined: Duration::ZERO,
+    };
 
     fn drain(bulk: &mut Bulk) -> Vec<FrameRange> {
         let mut sent = Vec::new();

@@ -135,6 +135,11 @@ impl MemberState {
         lately(self.reported) && lately(self.heard)
     }
 
+    /// True when it joined a moment ago and has not reported that it receives anything.
+    pub(super) fn is_awaited(&self, now: Duration) -> bool {
+        self.heard.is_none() && now < self.joined + Members::PATIENCE
+    }
+
     /// The datagrams that may be on their way to it: half of its buffer, since the kernel counts more than their bytes.
     pub(super) fn window(&self, payload: u16) -> u64 {
         let datagrams = f64::from(self.buffer / 2) / (HEAD + usize::from(payload)) as f64;

@@ -99,7 +99,7 @@ impl Members {
     const RESTING_INTERVAL: Duration = Duration::from_millis(250);
 
     /// The group does not wait for a member that is silent, or deaf, for so long or four intervals of reports.
-    const PATIENCE: Duration = Duration::from_millis(250);
+    pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
     /// One that is silent for so long, or ten intervals of reports, is expelled. At 30 % of losses ten reports in a row are
     /// lost once in 170,000 times.
@@ -265,13 +265,21 @@ impl Members {
     /// Forgets what the members lack, since they are about to be asked.
     pub(super) fn forget_lacks(&mut self, now: Duration) {
         self.states.values_mut().for_each(|state| state.lacks = None);
+        self.wants.1 = None;
         self.changed(now);
     }
 
-    /// Notes that all who are there were sent to the end game.
+    /// Notes that all who are there were sent to the end game, but for those who have yet to say what they lack.
     pub(super) fn tell(&mut self, now: Duration) {
-        self.states.values_mut().for_each(|state| state.told = true);
+        self.states.values_mut().for_each(|state| state.told = !state.is_awaited(now));
+        self.wants.1 = None;
         self.changed(now);
+    }
+
+    /// True while somebody who joined a moment ago has not reported.
+    pub(super) fn awaits_newcomers(&self, now: Duration) -> bool {
+        let recent = |joined: Duration| now < joined + Self::PATIENCE;
+        recent(self.joined) && self.states.values().any(|state| state.is_awaited(now))
     }
 
     /// The mean loss of those who report any, when they are at least `enough`; else none.
@@ -412,7 +420,7 @@ impl Members {
         for state in self.states.values() {
             match &state.lacks {
                 _ if !state.is_useful(now, patience) => {
-                    wants.silent += usize::from(state.heard.is_none() && now < state.joined + Self::PATIENCE);
+                    wants.silent += usize::from(state.is_awaited(now));
                 }
                 None => {
                     wants.unknown += 1;
@@ -420,6 +428,7 @@ impl Members {
                 }
                 Some(lacks) if !lacks.is_empty() => {
                     wants.lacking += 1;
+                    wants.newest = wants.newest.max(state.joined);
                     wants.pages += u64::from(state.missing);
                     wants.fresh += usize::from(!state.told);
                 }

@@ -198,7 +198,8 @@ impl Sender {
             session: self.config.channel.session,
             next_seq: wire_number(self.seq),
             bursting: self.bulk.is_bursting(),
-            endgame: self.bulk.endgame(),
+            // It is not meant for newcomers, who may be pushed everything in a moment.
+            endgame: self.bulk.endgame() && !self.members.awaits_newcomers(now),
             next_block: [Class::Demand, Class::Bulk].map(|class| wire_number(next(class))),
             oldest_block: self.histories.each_ref().map(|history| wire_number(history.oldest())),
             members: self.members.len() as u32,

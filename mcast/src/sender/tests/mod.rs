@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use self::group::Group;
 use self::peer::Manner;
 use super::*;
-use crate::wire::{Lack, Nack};
+use crate::wire::{Lack, Nack, PulseKind};
 use crate::{ChannelParameters, Member, ShardSet};
 
 /// Stored throughout.
@@ -171,6 +171,42 @@ fn whoever_joins_late_gets_the_rest_by_another_pass() {
         group.sender.stats(),
         group.begun.iter().filter(|b| b.2.start().index() < 100).collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn newcomers_in_every_pass_are_pushed_what_they_lack() {
+    let mut group = Group::with(10_000, |config| config.max_rate = NonZeroU64::new(100_000_000));
+    for at in [0, 300, 700, 1100, 1500] {
+        group.run_until(ms(at));
+        group.join_all(4, 0.0);
+    }
+    group.complete(0..20, ms(4000));
+    assert!(!group.pulses.iter().any(|(_, pulse)| pulse.endgame), "they lacked nearly everything");
+}
+
+#[test]
+fn the_end_game_of_others_is_none_of_a_newcomers() {
+    let mut group = Group::new(10_000);
+    group.join_all(2, 0.0);
+    group.complete(0..2, ms(1000));
+    group.peers[0].wanted.insert_range(range(100, 5));
+    group.run_until(ms(1000));
+    assert!(group.sender.bulk.endgame() && group.pulses.last().is_some_and(|(_, pulse)| pulse.endgame));
+    let before = group.pulses.len();
+    group.join(0.0);
+    group.complete(0..3, ms(2000));
+    assert!(!group.pulses[before..].iter().any(|(_, pulse)| pulse.endgame));
+}
+
+#[test]
+fn questions_wait_for_the_answers_of_large_groups_too() {
+    let mut group = Group::with(10_000, |config| config.initial_rate = 200_000_000);
+    group.join_all(100, 0.01);
+    group.complete(0..100, ms(3000));
+    let now = group.now;
+    group.run_until(now + ms(300));
+    let ends = group.pulses.iter().filter(|(_, pulse)| pulse.kind == PulseKind::End);
+    assert_eq!((group.sender.stats().passes, ends.count()), (1, 3));
 }
 
 #[test]
