@@ -14,11 +14,12 @@ use std::sync::{Arc, OnceLock};
 use descriptor::fetch::{LocalImage, Message};
 use descriptor::image::{Content, ExtentTable, ImageIndex, Layout, Span};
 use descriptor::{FrameRange, FrameSet, ImageId, PAGE_SIZE, PageCount};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 
 use crate::session::ImageFacts;
 use crate::sys::Mapping;
+use crate::working_set::WorkingSet;
 
 /// Images in one server: their number bounds the status report, not the memory.
 pub const MAX_IMAGES: usize = 4096;
@@ -33,6 +34,7 @@ pub struct ServedImage {
     zero: FrameSet,
     files: Vec<MappedFile>,
     local: OnceLock<Vec<u8>>,
+    working_set: Mutex<WorkingSet>,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl ServedImage {
             frames: index.memory.universe(),
             present: index.memory.frame_count(),
             files: files.collect::<Result<_, _>>()?,
+            working_set: Mutex::new(WorkingSet::new(index.memory.universe())),
             extents: index.extents,
             zero: index.zero,
             local: OnceLock::new(),
@@ -141,6 +144,11 @@ impl ServedImage {
             && (1..=usize::from(LocalImage::MAX_FILES)).contains(&self.files.len());
         // Datagrams name frames by 32 bits.
         ImageFacts { frames: self.frames, local: fits, multicast: u32::try_from(self.frames.get()).is_ok() }
+    }
+
+    /// What clones have waited for.
+    pub(crate) fn working_set(&self) -> &Mutex<WorkingSet> {
+        &self.working_set
     }
 
     /// The IMAGE message, and the files that go with it.

@@ -23,6 +23,7 @@ pub mod session;
 mod shared;
 pub mod stats;
 mod sys;
+mod working_set;
 
 pub use channel::report::{ChannelStatus, MemberStatus, Report as MulticastStatus, Sent, Traffic};
 pub use config::{Compress, MulticastConfig, ServeConfig};

@@ -85,6 +85,11 @@ impl Answer {
         self.tag
     }
 
+    /// What is left to send.
+    pub fn ranges(&self) -> impl Iterator<Item = FrameRange> {
+        self.rest.iter().rev().copied()
+    }
+
     /// The request's class.
     pub fn class(&self) -> Class {
         self.class

@@ -196,6 +196,21 @@ fn what_is_lacking_is_pushed_to_all_at_once() {
 }
 
 #[test]
+fn what_others_waited_for_is_pushed_first() {
+    let image = TestImage::new(12);
+    let server = serve_group(&image, 12, |mcast| mcast.max_datagram = Some(1472));
+    let mut earlier = Client::open(&server.endpoints()[1], image.id);
+    earlier.check_fetch(Class::Demand, &[range(3000, 3)]);
+    earlier.check_fetch(Class::Bulk, &[range(2500, 3)]);
+    earlier.check_fetch(Class::Demand, &[range(3500, 80)]);
+    let (_client, mut member) = join(&server, &image);
+    member.wants_all = true;
+    member.run_until("some pages", |member| member.pushed.len() >= 4);
+    // 67 pages go into a block at most.
+    assert_eq!(member.pushed[..3], [3000, 3564, 0], "{:?}", member.pushed);
+}
+
+#[test]
 fn parity_gives_back_what_is_lost() {
     let image = TestImage::new(6);
     let server = serve_group(&image, 6, |mcast| mcast.max_datagram = Some(1472));

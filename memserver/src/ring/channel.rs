@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use descriptor::fetch::ChannelGoneReason;
+use descriptor::FrameRange;
+use descriptor::fetch::{ChannelGoneReason, Class};
 
 use super::Ring;
 use super::sys::Key;
@@ -23,6 +24,17 @@ impl Ring {
     pub(super) fn tell_channel(&self, order: Order) {
         if let Some(channel) = &self.shared.channel {
             channel.tell(order);
+        }
+    }
+
+    /// Takes note of what somebody waits for, so that clones that come later are sent it first.
+    pub(super) fn note_demand(&mut self, key: Key, class: Class, ranges: impl Iterator<Item = FrameRange>) {
+        if class == Class::Demand
+            && self.shared.channel.is_some()
+            && let Some(image) = self.connection(key).and_then(|connection| connection.image.as_ref())
+        {
+            let mut set = image.working_set().lock();
+            ranges.for_each(|range| set.note(range));
         }
     }
 

@@ -366,10 +366,12 @@ impl Ring {
             match event {
                 Event::Welcomed { image, capabilities } => self.welcomed(now, key, image, capabilities),
                 Event::Request(answer) => {
+                    self.note_demand(key, answer.class(), answer.ranges());
                     self.handle().stats.classes[class_index(answer.class())].requests.add(1);
                     self.schedule.push(key.slot as usize, answer);
                 }
                 Event::Multicast { class, ranges } => {
+                    self.note_demand(key, class, ranges.iter().copied());
                     self.handle().stats.classes[class_index(class)].requests.add(1);
                     self.tell_channel(Order::Demand { session: self.session_key(key), ranges });
                 }

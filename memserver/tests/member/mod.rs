@@ -31,6 +31,8 @@ pub struct Member {
     pulse: Option<(Pulse, Instant)>,
     reported: Option<Instant>,
     nacked: Instant,
+    /// The first frames of the blocks of bulk, in the order of their completion.
+    pub pushed: Vec<u64>,
     /// How often each frame came.
     pub got: Vec<u32>,
     /// Datagrams of shards, by kind.
@@ -65,6 +67,7 @@ impl Member {
             pulse: None,
             reported: None,
             nacked: Instant::now(),
+            pushed: Vec::new(),
             got: vec![0; FRAMES as usize],
             datagrams: BTreeMap::new(),
             wants_all: false,
@@ -150,8 +153,9 @@ impl Member {
         if !block.done && known >= usize::from(block.count) {
             block.done = true;
             let stream = block.stream(self.channel.geometry().payload());
-            take_pages(&stream, &mut self.got);
+            let first = take_pages(&stream, &mut self.got);
             block.shards.clear();
+            self.pushed.extend(Some(first).filter(|_| shard.block.class == Class::Bulk));
         }
     }
 
@@ -231,8 +235,8 @@ impl Block {
     }
 }
 
-/// Checks every page of a block, and counts it.
-fn take_pages(stream: &[u8], got: &mut [u32]) {
+/// Checks every page of a block, and counts it; tells the first frame.
+fn take_pages(stream: &[u8], got: &mut [u32]) -> u64 {
     let map = BlockMap::decode(&stream[..BlockMap::LENGTH], PageCount::new(FRAMES)).unwrap();
     let mut pages = stream[BlockMap::LENGTH..].chunks_exact(PAGE);
     for (frames, content) in map.runs() {
@@ -242,4 +246,5 @@ fn take_pages(stream: &[u8], got: &mut [u32]) {
             got[frame.index() as usize] += 1;
         }
     }
+    map.runs().next().unwrap().0.start().index()
 }
