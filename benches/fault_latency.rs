@@ -126,7 +126,7 @@ fn measure(image: &RandomImage, server: &PageServer, setting: Setting, rounds: u
 
 /// A guest touches pages here and there, and each comes from the server: what half and 99 % of its faults take.
 fn demand(image: &RandomImage, endpoint: &str, setting: Setting) -> anyhow::Result<(f64, f64)> {
-    let plan = ClonePlan { lane: Lane::Socket, hydrate: Hydrate::Off, spin: setting.spin };
+    let plan = ClonePlan { lane: Lane::Socket, multicast: false, hydrate: Hydrate::Off, spin: setting.spin };
     let (guest, engine) = clone::embedded(image, endpoint, plan)?;
     let work = clone::guest_plan("random,touches=20%,writes=0%,discards=0%", image)?;
     std::thread::scope(|scope| {

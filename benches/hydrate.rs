@@ -61,7 +61,7 @@ fn bench(args: &Args) -> anyhow::Result<Value> {
 
 /// Seconds until every page of a clone is there, the connection included.
 fn filled(image: &RandomImage, endpoint: &str, lane: Lane) -> anyhow::Result<f64> {
-    let plan = ClonePlan { lane, hydrate: Hydrate::Now, spin: Duration::ZERO };
+    let plan = ClonePlan { lane, multicast: false, hydrate: Hydrate::Now, spin: Duration::ZERO };
     let (guest, engine) = clone::embedded(image, endpoint, plan)?;
     let pages = image.bytes.len() as u64 / descriptor::PAGE_SIZE;
     let look = clone::guest_plan("random,touches=1%,writes=0%,discards=0%", image)?;

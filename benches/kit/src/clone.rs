@@ -1,10 +1,11 @@
 //! An embedded clone within the bench's own process.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use descriptor::{Descriptor, FrameSet};
-use memtap::engine::{Engine, EngineConfig, OnFailure, control};
+use memtap::engine::{ControlHandle, Engine, EngineConfig, OnFailure, control};
 use memtap::guest::embedded::{Backing, EmbeddedGuest, GuestPlan, Workload};
 use memtap::pager::{Hydrate, Pager, PagerConfig, Prefetch};
 use memtap::port::FaultPort;
@@ -17,6 +18,8 @@ use crate::image::RandomImage;
 pub struct ClonePlan {
     /// How its pages come.
     pub lane: Lane,
+    /// Whether it takes part in the server's multicast.
+    pub multicast: bool,
     /// What it fetches without being asked to.
     pub hydrate: Hydrate,
     /// How long its pager looks for events before it sleeps.
@@ -25,7 +28,19 @@ pub struct ClonePlan {
 
 /// A clone of `image`, served by `endpoint`: its guest, and the engine that must run for it.
 pub fn embedded(image: &RandomImage, endpoint: &str, plan: ClonePlan) -> anyhow::Result<(EmbeddedGuest, Engine)> {
-    let descriptor = Descriptor::read(&image.descriptor_path)?;
+    // The handle may go: nobody commands this engine.
+    let (guest, engine, _) = commanded(&image.descriptor_path, endpoint, plan)?;
+    Ok((guest, engine))
+}
+
+/// As [`embedded`], by the path of the descriptor, and with the handle that commands the engine.
+pub fn commanded(
+    descriptor: &Path,
+    endpoint: &str,
+    plan: ClonePlan,
+) -> anyhow::Result<(EmbeddedGuest, Engine, ControlHandle)> {
+    let descriptor = Descriptor::read(descriptor)?;
+    let image = descriptor.identity.image;
     let (guest, port, handle) = EmbeddedGuest::new(&descriptor.memory, Backing::Anon)?;
     let traits = port.traits();
     let mut config = PagerConfig::for_clone(&descriptor, traits);
@@ -35,18 +50,17 @@ pub fn embedded(image: &RandomImage, endpoint: &str, plan: ClonePlan) -> anyhow:
     let epoch = Instant::now();
     let source = Source::new(SourceConfig {
         endpoints: vec![endpoint.parse().context("the server's endpoint")?],
-        image: image.id,
+        image,
         universe: descriptor.memory.universe(),
         ticket: Vec::new(),
         lane: plan.lane,
-        multicast: false,
+        multicast: plan.multicast,
         granule: traits.granule,
         seed: 1,
     })?;
-    // The handle may go: nobody commands this engine.
-    let (control, _) = control()?;
+    let (control, commands) = control()?;
     let engine = EngineConfig {
-        image: image.id,
+        image,
         hydrate: plan.hydrate,
         spin: plan.spin,
         on_failure: OnFailure::Kill,
@@ -55,7 +69,8 @@ pub fn embedded(image: &RandomImage, endpoint: &str, plan: ClonePlan) -> anyhow:
         channel_interface: None,
     };
     let pager = Pager::new(Duration::ZERO, config, 1)?;
-    Ok((guest, Engine::new(engine, pager, Box::new(port), source, Box::new(handle), control, epoch)))
+    let engine = Engine::new(engine, pager, Box::new(port), source, Box::new(handle), control, epoch);
+    Ok((guest, engine, commands))
 }
 
 /// One thread that does `workload` on all of its memory, without a comparison at the end.

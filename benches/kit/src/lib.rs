@@ -5,6 +5,8 @@
 
 pub mod clone;
 pub mod image;
+pub mod member;
+pub mod multicast;
 pub mod peers;
 pub mod roles;
 
@@ -95,6 +97,16 @@ pub fn rounded(value: f64) -> f64 {
     }
     let scale = 10f64.powf(2.0 - value.abs().log10().floor());
     (value * scale).round() / scale
+}
+
+/// Touches so many bytes of memory and gives them back: a virtual machine's host backs memory at its first touch, which takes it
+/// longer than anything that is measured.
+pub fn warm(bytes: u64) {
+    let mut memory = vec![0u8; bytes as usize];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&memory);
 }
 
 /// Keeps the calling thread, and threads that it starts, on one processor: where two threads that wake each other happen to sit

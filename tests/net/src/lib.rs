@@ -61,9 +61,10 @@ pub fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("network namespaces need root".to_owned());
     }
-    let is_there = |program: &str| Command::new(program).arg("-V").output().is_ok_and(|output| output.status.success());
-    if let Some(program) = ["ip", "nft"].into_iter().find(|program| !is_there(program)) {
-        return Some(format!("no {program} here: install iproute2 and nftables"));
+    let is_there = |program: &str, version: &str| Command::new(program).arg(version).output().is_ok();
+    let programs = [("ip", "-V"), ("nft", "-v"), ("ethtool", "--version")];
+    if let Some((program, _)) = programs.into_iter().find(|(program, version)| !is_there(program, version)) {
+        return Some(format!("no {program} here: install iproute2, nftables and ethtool"));
     }
     namespace::Namespace::new("probe").err().map(|error| format!("no network namespaces here: {error}"))
 }

@@ -14,7 +14,8 @@ pub enum Loss {
     #[default]
     None,
     /// Frames as they would be on a wire, whatever their protocol but ARP: by XDP in the driver. The kernel then cuts coalesced
-    /// frames into single ones before they cross, as a real network card does, which costs processor time. MTU 1500 only.
+    /// frames into single ones, which cross the bridge one by one, and puts together again what is left, as a real network card
+    /// would have it; that costs processor time. MTU 1500 only.
     Frames(f64),
     /// Frames as they cross the bridge, of UDP only: by nftables. Coalesced ones (segmentation offload) are lost whole.
     Coalesced(f64),
@@ -23,7 +24,9 @@ pub enum Loss {
 impl Loss {
     /// Makes the host lose this from now on, and nothing else.
     pub(crate) fn impose(self, namespace: &Namespace, before: &mut Option<OwnedFd>) -> Result<(), NetworkError> {
-        *before = None;
+        if before.take().is_some() {
+            coalesce(namespace, false)?;
+        }
         namespace.order(&["nft", "-f", "-"], "table inet loss\ndelete table inet loss\n")?;
         match self {
             Self::None => Ok(()),
@@ -33,7 +36,7 @@ impl Loss {
                     attach_xdp(program.as_fd(), interface_index(INTERFACE)?)
                 });
                 *before = Some(link.map_err(|error| NetworkError::Kernel("lose frames by XDP", error))?);
-                Ok(())
+                coalesce(namespace, true)
             }
             Self::Coalesced(share) => {
                 // Early: before anything is counted as received.
@@ -44,6 +47,11 @@ impl Loss {
             }
         }
     }
+}
+
+/// Whether frames that arrive one by one are put together (GRO).
+fn coalesce(namespace: &Namespace, on: bool) -> Result<(), NetworkError> {
+    namespace.order(&["ethtool", "-K", INTERFACE, "gro", if on { "on" } else { "off" }], "")
 }
 
 const PASS: i32 = 2;
