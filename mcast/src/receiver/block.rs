@@ -33,6 +33,8 @@ pub(super) struct Block {
     opened: Duration,
     /// Pages go out as they become complete, not with the whole block.
     pub(super) eager: bool,
+    /// It is given up once what is there went out.
+    pub(super) doomed: bool,
     /// It is in the queue of those that may have something to put out.
     pub(super) queued: bool,
     pub(super) ask: Ask,
@@ -66,6 +68,7 @@ impl Block {
             zeros: 0,
             opened: now,
             eager: class == Class::Demand,
+            doomed: false,
             queued: false,
             ask: Ask::Nothing,
             promise: None,

@@ -135,7 +135,7 @@ impl Blocks {
                 .take_while(|(number, _)| *number < oldest)
                 .map(|(number, _)| number)
                 .collect();
-            lost.into_iter().for_each(|number| self.give_up(class, number, stats));
+            lost.into_iter().for_each(|number| self.doom(class, number));
             let held: Vec<u64> = self.windows[at]
                 .incomplete()
                 .filter(|(_, block)| !block.eager && block.is_older(now, Self::HOLD))
@@ -146,13 +146,7 @@ impl Blocks {
     }
 
     /// Takes in what the sender confirms.
-    pub(super) fn confirmed(
-        &mut self,
-        now: Duration,
-        entry: &Confirmation,
-        timing: &Timing,
-        stats: &mut ReceiverStats,
-    ) {
+    pub(super) fn confirmed(&mut self, now: Duration, entry: &Confirmation, timing: &Timing) {
         let id = entry.block;
         let window = &mut self.windows[class_index(id.class)];
         let number = window.extend(id.number);
@@ -160,7 +154,7 @@ impl Blocks {
         if entry.answer == Answer::Gone {
             // Only what was sent as a whole can have gone.
             if block.is_lossy() {
-                self.give_up(id.class, number, stats);
+                self.doom(id.class, number);
             }
         } else {
             block.promise = Some(Promise { answer: entry.answer, until: now + timing.hold_off(id.class, 1) });
@@ -195,10 +189,11 @@ impl Blocks {
 
     /// What comes out of the blocks next.
     pub(super) fn next_output(&mut self, stats: &mut ReceiverStats) -> Option<Output> {
-        if let Some(block) = self.released.pop_front() {
-            return Some(Output::Release { block });
-        }
-        while let Some(id) = self.queue.front().copied() {
+        loop {
+            if let Some(block) = self.released.pop_front() {
+                return Some(Output::Release { block });
+            }
+            let id = *self.queue.front()?;
             let window = &mut self.windows[class_index(id.class)];
             let number = window.extend(id.number);
             let Some(block) = window.block(number) else {
@@ -221,6 +216,10 @@ impl Blocks {
             block.queued = false;
             let finished = block.is_complete() && block.has_map();
             self.queue.pop_front();
+            if block.doomed && !block.is_complete() {
+                self.give_up(id.class, number, stats);
+                continue;
+            }
             if finished {
                 self.complete -= 1;
                 stats.blocks += 1;
@@ -228,7 +227,6 @@ impl Blocks {
                 return Some(Output::Release { block: id });
             }
         }
-        None
     }
 
     /// When [`Blocks::asks`] has something to do.
@@ -330,7 +328,7 @@ impl Blocks {
             (None, _) => self.alarms[at].fire = None,
         }
         hasty.into_iter().for_each(|number| self.hasten(class, number));
-        over.into_iter().for_each(|number| self.give_up(class, number, stats));
+        over.into_iter().for_each(|number| self.doom(class, number));
     }
 
     /// Notes that all blocks before `to` are known to have been sent.
@@ -424,6 +422,14 @@ impl Blocks {
             self.released.push_back(BlockId { class, number: (number as u32).into() });
         }
         window.finish(number);
+    }
+
+    /// Gives a block up, but what is there of it goes out.
+    fn doom(&mut self, class: Class, number: u64) {
+        if let Some(block) = self.windows[class_index(class)].block(number) {
+            block.doomed = true;
+        }
+        self.hasten(class, number);
     }
 
     /// Lets the pages of a block out as soon as they are complete.

@@ -318,7 +318,7 @@ impl Receiver {
         self.stats.lost = self.sequence.lost();
         self.timing.learn(pulse);
         self.timing.set_rate(self.reports.rate());
-        self.reports.pulse(now, pulse);
+        self.reports.pulse(now, pulse, &mut self.rng);
         self.blocks.pulse(now, pulse, (&self.timing, &mut self.rng), &mut self.stats);
         let asked = pulse.kind == PulseKind::End && self.question != Some(pulse.burst);
         if asked {
@@ -333,7 +333,7 @@ impl Receiver {
 
     fn confirm(&mut self, confirm: &Confirm<'_>) {
         for entry in confirm.entries() {
-            self.blocks.confirmed(self.clock, &entry, &self.timing, &mut self.stats);
+            self.blocks.confirmed(self.clock, &entry, &self.timing);
         }
     }
 

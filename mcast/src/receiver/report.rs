@@ -97,16 +97,19 @@ impl Reports {
         self.rate.add(now, bytes);
         if self.fresh == 0 {
             // The last interval was one of an idle channel.
-            let soon = now + jittered(self.interval, rng);
-            self.due = self.due.map(|due| due.min(soon));
+            self.hurry(now, rng);
         }
         self.fresh += bytes as u64;
     }
 
-    pub(super) fn pulse(&mut self, now: Duration, pulse: &Pulse) {
+    pub(super) fn pulse(&mut self, now: Duration, pulse: &Pulse, rng: &mut Rng) {
+        let before = self.interval;
         self.interval = pulse.report_interval.clamp(Self::INTERVALS.0, Self::INTERVALS.1);
         self.bytes = u64::from(pulse.report_bytes);
         self.echo = Some((pulse.sent, now));
+        if self.fresh > 0 && self.interval < before {
+            self.hurry(now, rng);
+        }
     }
 
     /// Tells what is lacking soon, at a time that differs from member to member.
@@ -167,6 +170,12 @@ impl Reports {
         let mut datagram = Vec::new();
         Datagram::Report(report).encode(&mut datagram);
         Some(datagram)
+    }
+
+    /// Sees to it that a report goes within an interval.
+    fn hurry(&mut self, now: Duration, rng: &mut Rng) {
+        let soon = now + jittered(self.interval, rng);
+        self.due = self.due.map(|due| due.min(soon));
     }
 
     /// True when so much came that a report is due early.

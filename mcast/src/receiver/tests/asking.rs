@@ -167,11 +167,12 @@ fn what_is_not_wanted_is_not_asked_for() {
     clone.hear([server.heartbeat()]);
     assert_eq!(clone.asked(ms(3)).iter().map(|lack| lack.block).collect::<Vec<_>>(), [id]);
     clone.intake.set_lacks(clone.now, None);
-    let (_, data) = sent(&mut server, Class::Bulk, 250, 10);
+    let (_, data) = sent(&mut server, Class::Bulk, 1000, 10);
     clone.hear(without(data, &[3]));
     let (id, data) = sent(&mut server, Class::Demand, 300, 10);
     clone.hear(without(data, &[3]));
     clone.hear([server.heartbeat()]);
     assert_eq!(clone.asked(ms(100)).iter().map(|lack| lack.block).next(), Some(id));
     assert_eq!(demand(0), id);
+    assert!((1002..1010).all(|gfn| clone.frames.contains_key(&gfn)), "what came of it comes out");
 }

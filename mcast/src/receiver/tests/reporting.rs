@@ -37,6 +37,22 @@ fn reports_are_regular_while_something_comes() {
 }
 
 #[test]
+fn a_channel_that_wakes_is_reported_of_soon() {
+    let mut server = Server::new(1448, Start::default());
+    let mut clone = Clone::of(&server);
+    let resting = Pulse { report_interval: ms(250), ..server.pulse(PulseKind::Heartbeat, 0) };
+    clone.hear([encoded(&Datagram::Pulse(resting))]);
+    clone.wait(ms(50));
+    clone.reports.clear();
+    let id = server.block(Class::Demand, map(&[(0, 1, true)]));
+    let data = server.data(id);
+    clone.hear(data);
+    clone.hear([server.heartbeat()]);
+    clone.wait(ms(13));
+    assert_eq!(clone.reports.len(), 1);
+}
+
+#[test]
 fn reports_come_early_after_so_many_bytes() {
     let mut server = Server::new(61440, Start::default());
     let mut clone = Clone::of(&server);
