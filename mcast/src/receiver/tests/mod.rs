@@ -34,8 +34,9 @@ fn demand(number: u32) -> BlockId {
 }
 
 fn page(gfn: u64) -> Vec<u8> {
-    let mut rng = Rng::with_seed(gfn);
-    (0..PAGE_SIZE).map(|_| rng.u8(..)).collect()
+    let mut page = vec![0; PAGE_SIZE as usize];
+    Rng::with_seed(gfn).fill(&mut page);
+    page
 }
 
 /// A map of runs: first frame, frames, whether they are stored.
