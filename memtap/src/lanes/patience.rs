@@ -7,9 +7,10 @@ use descriptor::fetch::Class;
 /// Before the first answer: many round trips in a data centre, and as long as a slow disk takes.
 const UNKNOWN: Duration = Duration::from_millis(20);
 
-/// The bounds. Less than a repair needs would ask for everything twice that is lost once; more than a spinning disk takes
+/// The bounds. A repair takes 3 to 4 ms in a rack, most of it back-off: less patience would ask for everything twice that is lost
+/// once, or that comes while the process is not scheduled, and each page is asked for by many. More than a spinning disk takes
 /// would be felt by the guest.
-const BOUNDS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+const BOUNDS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 
 /// Bulk waits for so much longer: it stands behind other bulk, and nobody waits for it.
 const BULK: u32 = 10;

@@ -111,7 +111,7 @@ fn deadlines_follow_what_answers_take() {
         while step(&mut lanes, ms(took)).is_some() {}
         (demand, bulk)
     };
-    assert_eq!(wait(0, 20), (ms(2), ms(20)));
+    assert_eq!(wait(0, 20), (ms(5), ms(50)));
     let (demand, bulk) = wait(5, 30);
     assert!(demand >= ms(13) && demand <= ms(20), "{demand:?}");
     assert!(bulk >= demand * 8);
