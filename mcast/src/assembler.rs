@@ -30,6 +30,7 @@ struct Buffer {
     /// Stored pages of the block, known from the length of its last shard.
     pages: Option<u32>,
     have: ShardSet,
+    /// The shards, and what a larger block left behind them.
     stream: Vec<u8>,
     /// The numbers of the rows in `parity`.
     rows: Vec<u8>,
@@ -90,7 +91,7 @@ impl Assembler {
                 if index + 1 == count && !buffer.have.contains(index) {
                     buffer.pages = geometry.pages_with_last(count, payload.len());
                 }
-                buffer.place(index, payload)
+                buffer.place(index, geometry.payload(), payload)
             }
             Shard::Parity(row) => buffer.place_parity(row, payload),
         }
@@ -122,7 +123,8 @@ impl Assembler {
             return Err(RecoverError::Short { missing: missing.len(), rows: buffer.rows.len() });
         }
         let parity = &mut buffer.parity[..needed * payload];
-        fec::recover(&mut buffer.stream, payload, missing, &buffer.rows[..needed], parity);
+        let stream = &mut buffer.stream[..usize::from(buffer.count) * payload];
+        fec::recover(stream, payload, missing, &buffer.rows[..needed], parity);
         buffer.have = ShardSet::first(buffer.count);
         buffer.rows.clear();
         buffer.parity = Vec::new();
@@ -183,9 +185,13 @@ impl Assembler {
             if self.blocks.len() >= self.max_blocks {
                 return None;
             }
-            let mut stream = self.spare.pop().unwrap_or_default();
-            // What a former block left stays, but never shows: only shards in their places are looked at.
-            stream.resize(usize::from(count) * self.geometry.payload(), 0);
+            let length = usize::from(count) * self.geometry.payload();
+            // What a former block left stays, but never shows: only shards in their places are looked at. Small blocks and large
+            // ones take turns, and to clear a large buffer again each time would cost as much as to fill it.
+            let spare = self.spare.iter().rposition(|spare| spare.len() >= length);
+            let spare = spare.or(self.spare.len().checked_sub(1)).map(|at| self.spare.swap_remove(at));
+            let mut stream = spare.unwrap_or_default();
+            stream.resize(length.max(stream.len()), 0);
             let (have, rows, parity) = (ShardSet::EMPTY, Vec::new(), Vec::new());
             self.blocks.insert(block, Buffer { count, pages: None, have, stream, rows, parity });
         }
@@ -194,11 +200,10 @@ impl Assembler {
 }
 
 impl Buffer {
-    fn place(&mut self, index: u8, payload: &[u8]) -> Placed {
+    fn place(&mut self, index: u8, size: usize, payload: &[u8]) -> Placed {
         if !self.have.insert(index) {
             return Placed::Known;
         }
-        let size = self.stream.len() / usize::from(self.count);
         let place = &mut self.stream[usize::from(index) * size..][..size];
         let (head, padding) = place.split_at_mut(payload.len());
         head.copy_from_slice(payload);
