@@ -8,14 +8,24 @@ use descriptor::{FrameRange, FrameSet, PageCount};
 use super::history::History;
 use crate::{BlockMap, Geometry, class_index};
 
-/// The frames that somebody waits for, and those that were multicast a moment ago.
+/// The frames that somebody asked for, and those that were multicast a moment ago.
 #[derive(Debug)]
 pub(super) struct Demand {
-    queue: VecDeque<FrameRange>,
-    queued: FrameSet,
+    /// What a stopped vCPU waits for.
+    urgent: Queue,
+    /// What was asked for ahead of need; goes when nothing is urgent.
+    patient: Queue,
     sent: Sent,
     /// Room for the pieces of a block, kept between blocks.
     pieces: Vec<(FrameRange, Content)>,
+}
+
+/// Frames in the order in which they were asked for.
+#[derive(Debug)]
+struct Queue {
+    /// May still name frames that are no longer queued.
+    runs: VecDeque<FrameRange>,
+    queued: FrameSet,
 }
 
 /// Which block the frames that were sent lately went with. Runs that do not overlap, by their first frame.
@@ -42,80 +52,76 @@ pub(super) struct Taken {
 }
 
 impl Demand {
-    /// Runs that wait, at most. Whoever asks for more has it by unicast when its deadline passes.
-    const MAX_QUEUE: usize = 16 << 10;
-
     /// Runs that are remembered as sent, at most: a window of 50 ms at 1 GB/s in single pages. Beyond, some are sent again.
     const MAX_SENT: usize = 16 << 10;
 
     pub(super) fn new(frames: PageCount) -> Self {
-        Self { queue: VecDeque::new(), queued: FrameSet::empty(frames), sent: Sent::default(), pieces: Vec::new() }
+        let queue = || Queue { runs: VecDeque::new(), queued: FrameSet::empty(frames) };
+        Self { urgent: queue(), patient: queue(), sent: Sent::default(), pieces: Vec::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.urgent.is_empty() && self.patient.is_empty()
     }
 
     /// Queues the frames of `range` unless they are queued, or went with a block that the asking member, whose first blocks
-    /// are `start`, can still make use of: one that is no older than `window`, or whose repair is under way.
+    /// are `start`, can still make use of: one that is no older than `window`, or whose repair is under way. What is urgent
+    /// (`class`) overtakes what is not, itself included.
     pub(super) fn ask(
         &mut self,
         now: Duration,
-        range: FrameRange,
+        (range, class): (FrameRange, Class),
         start: [u64; 2],
         window: Duration,
         histories: &[History; 2],
     ) -> Taken {
-        let inside = range.intersection(self.queued.bounds());
+        let inside = range.intersection(self.urgent.queued.bounds());
         let mut taken = Taken { refused: (range.count() - inside.count()).get(), ..Taken::default() };
         let mut rest = inside;
-        loop {
-            let gap = self.queued.gaps_in(rest).next();
-            let Some(gap) = gap else { break };
-            taken.suppressed += (gap.start() - rest.start()).get();
-            rest = FrameRange::between(gap.start(), rest.end());
-            let (piece, fresh) = self.sent.head(gap, |run| {
-                let entry = histories[class_index(run.class)].get(run.block);
-                let repairing = entry.is_some_and(|entry| entry.pending.is_some());
-                run.block >= start[class_index(run.class)] && (now < run.at + window || repairing)
-            });
+        while !rest.is_empty() {
+            let (mut piece, mut known) = self.urgent.head(rest);
+            if !known && class == Class::Bulk {
+                (piece, known) = self.patient.head(piece);
+            }
+            if !known {
+                (piece, known) = self.sent.head(piece, |run| {
+                    let entry = histories[class_index(run.class)].get(run.block);
+                    let repairing = entry.is_some_and(|entry| entry.pending.is_some());
+                    run.block >= start[class_index(run.class)] && (now < run.at + window || repairing)
+                });
+            }
             let count = piece.count().get();
-            match fresh {
+            let queue = if class == Class::Demand { &mut self.urgent } else { &mut self.patient };
+            match known {
                 true => taken.suppressed += count,
-                false if self.queue.len() >= Self::MAX_QUEUE => taken.refused += count,
+                false if !queue.push(piece) => taken.refused += count,
                 false => {
                     taken.queued += count;
-                    self.queued.insert_range(piece);
-                    self.queue.push_back(piece);
+                    if class == Class::Demand {
+                        self.patient.queued.remove_range(piece);
+                    }
                 }
             }
             rest = FrameRange::between(piece.end(), rest.end());
         }
-        taken.suppressed += rest.count().get();
         taken
     }
 
-    /// The next block: what has waited longest, as far as it fits.
+    /// The next block: what has waited longest of what is most urgent, as far as it fits.
     pub(super) fn next_block(&mut self, layout: &dyn Layout, geometry: Geometry) -> Option<BlockMap> {
-        let most = Geometry::MAX_DEMAND_PAGES.min(geometry.pages_per_block());
-        let mut left = u64::from(most);
+        let queue = if self.urgent.is_empty() { &mut self.patient } else { &mut self.urgent };
+        let mut left = u64::from(Geometry::MAX_DEMAND_PAGES.min(geometry.pages_per_block()));
         self.pieces.clear();
         while left > 0 && self.pieces.len() < BlockMap::MAX_RUNS {
-            let Some(range) = self.queue.pop_front() else { break };
-            let (head, content) = layout.head(range.split_at(BlockMap::MAX_RUN).0, PageCount::new(left));
+            let Some((head, content)) = queue.pop(layout, PageCount::new(left)) else { break };
             if content == Content::Stored {
                 left -= head.count().get().min(left);
             }
             self.pieces.push((head, content));
-            let rest = FrameRange::between(head.end(), range.end());
-            if !rest.is_empty() {
-                self.queue.push_front(rest);
-            }
         }
         self.pieces.sort_unstable_by_key(|(frames, _)| frames.start());
         let mut map = BlockMap::new();
         for (frames, content) in self.pieces.drain(..) {
-            self.queued.remove_range(frames);
             let fits = map.push(frames, content);
             debug_assert!(fits, "as many pieces as runs");
         }
@@ -142,6 +148,53 @@ impl Demand {
         if self.sent.runs.len() >= Self::MAX_SENT {
             self.sent.runs.clear();
         }
+    }
+}
+
+impl Queue {
+    /// Runs that wait, at most. Whoever asks for more has it by unicast when its deadline passes.
+    const MAX_RUNS: usize = 16 << 10;
+
+    fn is_empty(&self) -> bool {
+        self.queued.is_empty()
+    }
+
+    /// The longest head of `range` that is, or is not, queued, and which of the two.
+    fn head(&self, range: FrameRange) -> (FrameRange, bool) {
+        let queued = self.queued.contains(range.start());
+        let mut gaps = self.queued.gaps_in(range);
+        let mut runs = self.queued.runs_in(range);
+        let other = if queued { gaps.next() } else { runs.next() };
+        let end = other.map_or(range.end(), FrameRange::start);
+        (FrameRange::between(range.start(), end), queued)
+    }
+
+    /// Queues frames that are not; false when there is no room.
+    fn push(&mut self, frames: FrameRange) -> bool {
+        if self.is_empty() {
+            self.runs.clear();
+        }
+        if self.runs.len() >= Self::MAX_RUNS {
+            return false;
+        }
+        self.queued.insert_range(frames);
+        self.runs.push_back(frames);
+        true
+    }
+
+    /// Takes out what has waited longest: frames of one kind, at most `limit` stored ones.
+    fn pop(&mut self, layout: &dyn Layout, limit: PageCount) -> Option<(FrameRange, Content)> {
+        while let Some(run) = self.runs.pop_front() {
+            let Some(queued) = self.queued.runs_in(run).next() else { continue };
+            let (head, content) = layout.head(queued.split_at(BlockMap::MAX_RUN).0, limit);
+            self.queued.remove_range(head);
+            let rest = FrameRange::between(head.end(), run.end());
+            if !rest.is_empty() {
+                self.runs.push_front(rest);
+            }
+            return Some((head, content));
+        }
+        None
     }
 }
 
@@ -203,7 +256,9 @@ mod tests {
     #[test]
     fn what_is_queued_is_not_queued_again() {
         let (mut demand, histories) = parts();
-        let mut ask = |start, count| demand.ask(Duration::ZERO, range(start, count), [10, 10], WINDOW, &histories);
+        let mut ask = |start, count| {
+            demand.ask(Duration::ZERO, (range(start, count), Class::Demand), [10, 10], WINDOW, &histories)
+        };
         assert_eq!(ask(10, 10), Taken { queued: 10, ..Taken::default() });
         assert_eq!(ask(5, 20), Taken { queued: 10, suppressed: 10, refused: 0 });
         assert_eq!(ask(990, 20), Taken { queued: 10, suppressed: 0, refused: 10 });
@@ -214,9 +269,9 @@ mod tests {
     fn a_block_takes_from_several_requests_in_ascending_order() {
         let (mut demand, histories) = parts();
         for start in [500, 20, 300, 21] {
-            demand.ask(Duration::ZERO, range(start, 1), [10, 10], WINDOW, &histories);
+            demand.ask(Duration::ZERO, (range(start, 1), Class::Demand), [10, 10], WINDOW, &histories);
         }
-        demand.ask(Duration::ZERO, range(600, 40), [10, 10], WINDOW, &histories);
+        demand.ask(Duration::ZERO, (range(600, 40), Class::Demand), [10, 10], WINDOW, &histories);
         let map = demand.next_block(&Solid, Geometry::new(1448)).unwrap();
         assert_eq!(frames(&map), [range(20, 2), range(300, 1), range(500, 1), range(600, 12)]);
         let map = demand.next_block(&Solid, Geometry::new(1448)).unwrap();
@@ -230,12 +285,35 @@ mod tests {
         let mut map = BlockMap::new();
         map.push(range(100, 50), Content::Stored);
         demand.sent(Duration::from_millis(10), Class::Bulk, 10, &map);
-        let mut ask = |now, start| demand.ask(Duration::from_millis(now), range(140, 1), start, WINDOW, &histories);
+        let mut ask = |now, start| {
+            demand.ask(Duration::from_millis(now), (range(140, 1), Class::Demand), start, WINDOW, &histories)
+        };
         assert_eq!(ask(14, [10, 10]).suppressed, 1);
         assert_eq!(ask(14, [10, 11]).queued, 1, "it begins with block 11");
-        let mut ask =
-            |now, frame| demand.ask(Duration::from_millis(now), range(frame, 1), [10, 10], WINDOW, &histories);
+        let mut ask = |now, frame| {
+            demand.ask(Duration::from_millis(now), (range(frame, 1), Class::Demand), [10, 10], WINDOW, &histories)
+        };
         assert_eq!(ask(15, 141).queued, 1, "the window is over");
+    }
+
+    #[test]
+    fn what_is_urgent_overtakes_what_is_not() {
+        let (mut demand, histories) = parts();
+        let mut ask = |start, count, class| {
+            demand.ask(Duration::ZERO, (range(start, count), class), [10, 10], WINDOW, &histories)
+        };
+        assert_eq!(ask(0, 100, Class::Bulk).queued, 100);
+        assert_eq!(ask(50, 100, Class::Bulk), Taken { queued: 50, suppressed: 50, refused: 0 });
+        assert_eq!(ask(40, 2, Class::Demand).queued, 2);
+        assert_eq!(ask(40, 3, Class::Bulk).suppressed, 3);
+        let blocks = std::iter::from_fn(|| demand.next_block(&Solid, Geometry::new(1448)));
+        let blocks: Vec<_> = blocks.map(|map| frames(&map)).collect();
+        assert_eq!(
+            blocks[..4],
+            [vec![range(40, 2)], vec![range(0, 16)], vec![range(16, 16)], vec![range(32, 8), range(42, 8)]]
+        );
+        let total: u64 = blocks.concat().iter().map(|frames| frames.count().get()).sum();
+        assert_eq!((total, demand.is_empty()), (150, true));
     }
 
     proptest! {
@@ -259,7 +337,7 @@ mod tests {
                 model.get(&frame.index()).is_some_and(|at| now < Duration::from_millis(*at) + WINDOW * 4)
             };
             let expected = asked.frames().filter(fresh).count() as u64;
-            let taken = demand.ask(now, asked, [10, 10], WINDOW * 4, &histories);
+            let taken = demand.ask(now, (asked, Class::Demand), [10, 10], WINDOW * 4, &histories);
             prop_assert_eq!(taken.suppressed, expected);
             prop_assert_eq!(taken.queued, asked.count().get() - expected);
         }

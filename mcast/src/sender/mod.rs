@@ -155,19 +155,12 @@ impl Sender {
 
     /// Answers what `member` waits for by multicast, unless that is about to happen, or just did.
     pub fn demand(&mut self, now: Duration, member: Member, ranges: impl IntoIterator<Item = FrameRange>) {
-        self.tick(now);
-        let window = self.lockstep();
-        let start = self.members.get(member).map(|state| state.start);
-        for range in ranges {
-            self.stats.demanded += range.count().get();
-            let Some(start) = start else {
-                self.stats.demand_refused += range.count().get();
-                continue;
-            };
-            let taken = self.demand.ask(now, range, start, window, &self.histories);
-            self.stats.suppressed += taken.suppressed;
-            self.stats.demand_refused += taken.refused;
-        }
+        self.ask(now, member, Class::Demand, ranges);
+    }
+
+    /// Answers what `member` asks for ahead of need, as [`Sender::demand`] but after all that somebody waits for.
+    pub fn prefetch(&mut self, now: Duration, member: Member, ranges: impl IntoIterator<Item = FrameRange>) {
+        self.ask(now, member, Class::Bulk, ranges);
     }
 
     /// Pushes these frames first, then the rest by address.
@@ -248,6 +241,22 @@ impl Sender {
     /// The round trip of the group.
     pub fn round_trip(&self) -> Duration {
         self.members.round_trip()
+    }
+
+    fn ask(&mut self, now: Duration, member: Member, class: Class, ranges: impl IntoIterator<Item = FrameRange>) {
+        self.tick(now);
+        let window = self.lockstep();
+        let start = self.members.get(member).map(|state| state.start);
+        for range in ranges {
+            self.stats.demanded += range.count().get();
+            let Some(start) = start else {
+                self.stats.demand_refused += range.count().get();
+                continue;
+            };
+            let taken = self.demand.ask(now, (range, class), start, window, &self.histories);
+            self.stats.suppressed += taken.suppressed;
+            self.stats.demand_refused += taken.refused;
+        }
     }
 
     fn nack(&mut self, now: Duration, nack: &Nack<'_>) {

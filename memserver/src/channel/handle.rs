@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use descriptor::FrameRange;
+use descriptor::fetch::Class;
 use parking_lot::Mutex;
 
 use super::report::Report;
@@ -40,8 +41,8 @@ pub(crate) enum Order {
     Join { session: SessionKey, image: Arc<ServedImage> },
     /// It is over.
     Leave { session: SessionKey },
-    /// It waits for pages.
-    Demand { session: SessionKey, ranges: Vec<FrameRange> },
+    /// It asks for pages.
+    Request { session: SessionKey, class: Class, ranges: Vec<FrameRange> },
     /// The image is no longer served.
     ImageGone(Arc<ServedImage>),
     /// The server has stopped.
@@ -54,7 +55,7 @@ pub(crate) struct ChannelHandle {
     pub(crate) wake: EventCounter,
     inbox: Mutex<Inbox>,
     closed: AtomicBool,
-    /// Demands that came in such numbers that they were dropped.
+    /// Requests that came in such numbers that they were dropped.
     pub(crate) dropped: Number,
     report: Mutex<Arc<Report>>,
 }
@@ -79,7 +80,7 @@ impl ChannelHandle {
     /// Leaves an order.
     pub(crate) fn tell(&self, order: Order) {
         let mut inbox = self.inbox.lock();
-        if let Order::Demand { ranges, .. } = &order {
+        if let Order::Request { ranges, .. } = &order {
             if inbox.ranges + ranges.len() > MAX_WAITING_RANGES {
                 return self.dropped.add(1);
             }
@@ -129,17 +130,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_demands_is_dropped_and_everything_else_kept() {
+    fn a_flood_of_requests_is_dropped_and_everything_else_kept() {
         let handle = ChannelHandle::new(Report::default()).unwrap();
         let session = SessionKey { ring: 0, slot: 0, generation: 1 };
         let ranges = vec![FrameRange::new(Gfn::new(1), PageCount::ONE); 256];
         for _ in 0..300 {
-            handle.tell(Order::Demand { session, ranges: ranges.clone() });
+            handle.tell(Order::Request { session, class: Class::Demand, ranges: ranges.clone() });
         }
         handle.tell(Order::Leave { session });
         assert_eq!(handle.take().len(), 257);
         assert_eq!(handle.dropped.read(), 44);
-        handle.tell(Order::Demand { session, ranges });
+        handle.tell(Order::Request { session, class: Class::Bulk, ranges });
         assert_eq!(handle.take().len(), 1, "there is room again");
     }
 }

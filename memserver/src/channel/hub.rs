@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use descriptor::ImageId;
-use descriptor::fetch::{ChannelGoneReason, ChannelOffer};
+use descriptor::fetch::{ChannelGoneReason, ChannelOffer, Class};
 use mcast::sender::{ExpelReason, SenderConfig, SenderEvent};
 use mcast::wire::{Datagram, HEAD};
 use mcast::{ChannelParameters, Member};
@@ -221,11 +221,14 @@ impl Hub {
                     stream.leave(now, member);
                 }
             }
-            Order::Demand { session, ranges } => {
+            Order::Request { session, class, ranges } => {
                 if let Some((stream, member)) = self.sessions.get(&session)
                     && let Some(stream) = self.streams.get_mut(stream)
                 {
-                    stream.sender.demand(now, *member, ranges);
+                    match class {
+                        Class::Demand => stream.sender.demand(now, *member, ranges),
+                        Class::Bulk => stream.sender.prefetch(now, *member, ranges),
+                    }
                 }
             }
             Order::ImageGone(image) => {

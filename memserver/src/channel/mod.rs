@@ -1,7 +1,7 @@
 //! The multicast channels: one thread that sends the pages of all images to one group.
 //!
 //! ```text
-//!   rings ── Join, Leave, Demand ──▶ hub ──▶ one mcast::Sender per image ──▶ bursts ──▶ station ──▶ group
+//!   rings ── Join, Leave, Request ─▶ hub ──▶ one mcast::Sender per image ──▶ bursts ──▶ station ──▶ group
 //!     ▲                               │            ▲                                      │
 //!     └── CHANNEL, CHANNEL_GONE ──────┘            └────────── NACK, REPORT ◀─────────────┘
 //! ```

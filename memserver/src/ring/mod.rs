@@ -373,7 +373,7 @@ impl Ring {
                 Event::Multicast { class, ranges } => {
                     self.note_demand(key, class, ranges.iter().copied());
                     self.handle().stats.classes[class_index(class)].requests.add(1);
-                    self.tell_channel(Order::Demand { session: self.session_key(key), ranges });
+                    self.tell_channel(Order::Request { session: self.session_key(key), class, ranges });
                 }
                 Event::Finish => {
                     self.schedule.clear(key.slot as usize);
