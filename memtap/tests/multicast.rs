@@ -6,11 +6,15 @@
 
 mod common;
 
+use std::path::PathBuf;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Behaviour, ChannelBehaviour, Image, ModelServer, assert_verified, embedded, finish, run, text, until};
+use common::{
+    Behaviour, ChannelBehaviour, Image, ModelServer, assert_verified, embedded, finish, run, status, text, until,
+};
 use serde_json::Value;
 
 type Result = (i32, Value, String);
@@ -32,6 +36,15 @@ fn number(result: &Result, path: &str) -> u64 {
 }
 
 const TOUCH_ALL: [&str; 4] = ["--workload", "random,touches=100%,writes=30%,discards=2%", "--prefetch", "off"];
+
+/// A clone that does next to nothing until it is told to quit, and its admin socket.
+fn idle(image: &Image, server: &ModelServer) -> (Child, PathBuf) {
+    let admin = image.path("admin");
+    let calm = "random,touches=5%,writes=0%,discards=0%";
+    let mut command = common::memtap(&["embedded", "--descriptor", text(&image.descriptor()), "--hold"]);
+    command.args(["--server", &server.endpoint.to_string(), "--admin", text(&admin), "--workload", calm]);
+    (command.spawn().expect("memtap can be run"), admin)
+}
 
 #[test]
 fn what_is_waited_for_comes_by_multicast() {
@@ -98,17 +111,22 @@ fn a_channel_that_falls_silent_is_left_for_unicast() {
 
 #[test]
 fn silence_and_its_end_are_told_of() {
-    let image = Arc::new(Image::new(4096));
+    let image = Arc::new(Image::new(1024));
     let server = server(&image, ChannelBehaviour::default());
-    let more = ["--workload", "random,touches=2000%,writes=30%,discards=20%", "--prefetch", "off"];
-    let clone = embedded(&image, &server.endpoint, &more).spawn().unwrap();
+    let (clone, admin) = idle(&image, &server);
+    let link = |word: &str| status(&admin).is_some_and(|status| status["channel"]["link"] == word);
     let channel = server.channel.as_ref().unwrap();
-    until("pages by multicast", || channel.demanded.load(Ordering::Relaxed) > 50);
-    channel.muted.store(true, Ordering::Relaxed);
-    std::thread::sleep(Duration::from_millis(1500));
-    channel.muted.store(false, Ordering::Relaxed);
-    let result = finish(clone);
-    assert_verified(&image, &result);
+    for muted in [false, true, false, true] {
+        channel.muted.store(muted, Ordering::Relaxed);
+        until("the change", || link(if muted { "silent" } else { "live" }));
+    }
+    memtap::admin::ask(&admin, &serde_json::json!({"cmd": "quit"})).unwrap();
+    let (_, _, log) = finish(clone);
+    // A machine that stands still for a second makes more of it.
+    for words in ["no multicast arrives any more", "pages come by multicast again"] {
+        assert!(log.contains(words), "{log}");
+    }
+    assert_eq!(log.matches("joined the multicast group").count(), 1, "{log}");
 }
 
 #[test]
@@ -171,13 +189,9 @@ fn huge_pages_are_pushed_in_parts() {
 fn the_status_tells_of_the_channel() {
     let image = Arc::new(Image::new(1024));
     let server = server(&image, ChannelBehaviour::default());
-    let admin = image.path("admin");
-    let more = ["--hold", "--admin", text(&admin), "--workload", "random,touches=5%,writes=0%,discards=0%"];
-    let mut command = common::memtap(&["embedded", "--descriptor", text(&image.descriptor())]);
-    command.args(["--server", &server.endpoint.to_string()]).args(more);
-    let clone = command.spawn().unwrap();
+    let (clone, admin) = idle(&image, &server);
     let live = |status: Value| status["channel"]["link"] == "live" && status["channel"]["members"] == 4;
-    until("a live channel", || common::status(&admin).is_some_and(live));
+    until("a live channel", || status(&admin).is_some_and(live));
     let output = common::wait(common::memtap(&["status", "--admin", text(&admin)]).spawn().unwrap());
     let words = String::from_utf8(output.stdout).unwrap();
     assert!(words.contains("multicast  239.255.") && words.contains(" on lo (live), 4 clones"), "{words}");
