@@ -301,6 +301,7 @@ impl Receiver {
         self.stats.received_bytes += shard.payload.len() as u64;
         self.stats.repaired += u64::from(shard.kind != ShardKind::Data);
         self.stats.lost = self.sequence.lost();
+        self.timing.received(now, shard.payload.len());
         self.reports.received(now, shard.payload.len(), &mut self.rng);
         match self.blocks.shard(now, shard, (&self.timing, &mut self.rng), &mut self.stats) {
             Ok(Some(placement)) => return Some(placement),
@@ -317,7 +318,6 @@ impl Receiver {
         self.sequence.sent(pulse.next_seq);
         self.stats.lost = self.sequence.lost();
         self.timing.learn(pulse);
-        self.timing.set_rate(self.reports.rate());
         self.reports.pulse(now, pulse, &mut self.rng);
         self.blocks.pulse(now, pulse, (&self.timing, &mut self.rng), &mut self.stats);
         let asked = pulse.kind == PulseKind::End && self.question != Some(pulse.burst);

@@ -31,8 +31,18 @@ pub(super) struct Timing {
     members: u32,
     /// A pulse told these.
     known: bool,
-    /// Bytes received a second lately.
-    rate: f64,
+    pace: Pace,
+}
+
+/// How fast bytes come when they do.
+#[derive(Clone, Debug, Default)]
+struct Pace {
+    /// How long the last [`Pace::QUEUED`] bytes took to arrive.
+    queue: Duration,
+    /// The bytes counted since then, and the last of them.
+    since: Duration,
+    last: Duration,
+    bytes: usize,
 }
 
 /// The back-off of one class. It is one for all blocks that wait, so that a NACK that goes asks for all of them, and the
@@ -73,15 +83,12 @@ impl Timing {
     /// Round trips that are believed; the sender tells none beyond.
     const ROUND_TRIPS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(200));
 
-    /// What may go before a repair of bulk: two bursts.
-    const QUEUED: f64 = 120.0 * 1024.0;
-
     /// The longest that such a queue is waited for.
     const MAX_QUEUE: Duration = Duration::from_millis(100);
 
     pub(super) fn new() -> Self {
         // Before the first pulse: a fast network and a group of middling size.
-        Self { round_trip: Duration::from_millis(1), members: 16, known: false, rate: 0.0 }
+        Self { round_trip: Duration::from_millis(1), members: 16, known: false, pace: Pace::default() }
     }
 
     pub(super) fn learn(&mut self, pulse: &Pulse) {
@@ -89,8 +96,9 @@ impl Timing {
         (self.members, self.known) = (pulse.members, true);
     }
 
-    pub(super) fn set_rate(&mut self, rate: f64) {
-        self.rate = rate;
+    /// Notes that a shard of so many bytes arrived.
+    pub(super) fn received(&mut self, now: Duration, bytes: usize) {
+        self.pace.add(now, bytes);
     }
 
     /// True when a pulse told the times.
@@ -125,12 +133,30 @@ impl Timing {
     pub(super) fn hold_off(&self, class: Class, tries: u8) -> Duration {
         let repair = Duration::from_millis(2) + self.round_trip * 5;
         let queue = match class {
-            Class::Bulk if self.rate > 0.0 => {
-                Duration::from_secs_f64((Self::QUEUED / self.rate).min(Self::MAX_QUEUE.as_secs_f64()))
-            }
-            _ => Duration::ZERO,
+            Class::Demand => Duration::ZERO,
+            Class::Bulk => self.pace.queue.min(Self::MAX_QUEUE),
         };
         (repair + queue) * (1 << tries.clamp(1, Self::TRIES).saturating_sub(1))
+    }
+}
+
+impl Pace {
+    /// What may go before a repair of bulk: two bursts.
+    const QUEUED: usize = 120 << 10;
+
+    /// A pause as long as this is not the pace of anything.
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    fn add(&mut self, now: Duration, bytes: usize) {
+        if now >= self.last + Self::PAUSE {
+            (self.since, self.bytes) = (now, 0);
+        }
+        self.last = now;
+        self.bytes += bytes;
+        if self.bytes >= Self::QUEUED {
+            self.queue = now.saturating_sub(self.since);
+            (self.since, self.bytes) = (now, 0);
+        }
     }
 }
 
@@ -196,7 +222,7 @@ mod tests {
     fn times_follow_the_group() {
         let mut rng = Rng::with_seed(3);
         let ms = Duration::from_millis;
-        let timing = |round_trip, members| Timing { round_trip, members, known: true, rate: 0.0 };
+        let timing = |round_trip, members| Timing { round_trip, members, known: true, pace: Pace::default() };
         assert_eq!(timing(ms(1), 1).back_off(&mut rng), Duration::ZERO);
         let far = timing(ms(100), 50);
         assert_eq!(far.tolerance(), ms(25));
@@ -204,10 +230,20 @@ mod tests {
         assert!((0..100).any(|_| far.back_off(&mut rng) >= ms(300)));
         assert_eq!(far.hold_off(Class::Demand, 1), ms(502));
         assert_eq!(far.hold_off(Class::Demand, 3), ms(2008));
-        let slow = Timing { rate: 1.2 * 1024.0 * 1024.0, ..timing(ms(1), 2) };
-        assert_eq!(
-            (slow.hold_off(Class::Demand, 1), slow.hold_off(Class::Bulk, 1)),
-            (ms(7), ms(104) + Duration::from_nanos(656_250))
-        );
+    }
+
+    #[test]
+    fn repairs_of_bulk_are_waited_for_as_long_as_two_bursts_take() {
+        let (ms, piece) = (Duration::from_millis, 12 << 10);
+        let mut timing = Timing::new();
+        let hold_offs = |timing: &Timing| (timing.hold_off(Class::Demand, 1), timing.hold_off(Class::Bulk, 1));
+        (0..9).for_each(|at| timing.received(ms(1000 * at), piece));
+        assert_eq!(hold_offs(&timing), (ms(7), ms(7)), "what comes now and then tells no pace");
+        (0..11).for_each(|at| timing.received(ms(10_000 + 5 * at), piece));
+        assert_eq!(hold_offs(&timing), (ms(7), ms(52)));
+        (0..19).for_each(|_| timing.received(ms(10_050), piece));
+        assert_eq!(hold_offs(&timing), (ms(7), ms(7)));
+        (0..10).for_each(|at| timing.received(ms(20_000 + 19 * at), piece));
+        assert_eq!(hold_offs(&timing), (ms(7), ms(107)));
     }
 }

@@ -87,11 +87,6 @@ impl Reports {
         self.overflow = total;
     }
 
-    /// Bytes received a second lately.
-    pub(super) fn rate(&self) -> f64 {
-        self.rate.rate
-    }
-
     /// Notes that a shard of so many bytes arrived.
     pub(super) fn received(&mut self, now: Duration, bytes: usize, rng: &mut Rng) {
         self.rate.add(now, bytes);
