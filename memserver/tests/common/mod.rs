@@ -133,6 +133,8 @@ pub struct Client {
     buffer: Vec<u8>,
     pub limits: Option<Limits>,
     pub capabilities: Capabilities,
+    /// It was told so while it waited for something else.
+    pub channel_gone: Option<(ChannelGoneReason, String)>,
     tag: Tag,
 }
 
@@ -170,7 +172,14 @@ impl Client {
                 Box::new(stream)
             }
         };
-        Ok(Self { stream, buffer: Vec::new(), limits: None, capabilities: Capabilities::default(), tag: 0 })
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+            limits: None,
+            capabilities: Capabilities::default(),
+            channel_gone: None,
+            tag: 0,
+        })
     }
 
     /// Connects and says hello; whatever the answer is comes with it.
@@ -307,6 +316,7 @@ impl Client {
                     open -= usize::from(last);
                 }
                 Got::Ping => {}
+                Got::ChannelGone(reason, text) => self.channel_gone = Some((reason, text)),
                 other => panic!("{other:?}"),
             }
         }
@@ -314,6 +324,13 @@ impl Client {
             frames.sort_unstable();
         }
         assert_eq!(got, wanted);
+    }
+
+    pub fn expect_channel_gone(&mut self) -> (ChannelGoneReason, String) {
+        self.channel_gone.take().unwrap_or_else(|| match self.receive() {
+            Got::ChannelGone(reason, text) => (reason, text),
+            other => panic!("{other:?} instead of CHANNEL_GONE"),
+        })
     }
 
     pub fn check_fetch(&mut self, class: Class, ranges: &[FrameRange]) {
