@@ -50,6 +50,11 @@ impl Place {
         assert!(left.is_empty(), "left behind: {left:?}");
     }
 
+    /// A log for a process that is started elsewhere.
+    pub(crate) fn log_file(&self, name: &str) -> File {
+        File::create(self.log(name)).unwrap()
+    }
+
     fn log(&self, name: &str) -> PathBuf {
         self.logs.path().join(format!("{name}.log"))
     }

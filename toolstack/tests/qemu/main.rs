@@ -8,6 +8,7 @@
 mod avoidance;
 mod command;
 mod guest;
+mod hosts;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
