@@ -146,6 +146,24 @@ fn every_lane_brings_every_page() {
 }
 
 #[test]
+fn one_answer_serves_every_clone_by_multicast() {
+    if !can_run("one_answer_serves_every_clone_by_multicast") {
+        return;
+    }
+    let place = Place::new();
+    let mut demo = place.snowflock(["demo", "--clones", "4", "--mem", "32", "--json", "--multicast"]);
+    let result = assert_verified(&demo.output().unwrap(), 4, 32);
+    let bytes = |name: &str| result[name].as_u64().unwrap();
+    assert!(bytes("bytes_multicast") > 0, "nothing was multicast: {result}");
+    // To 60 % data: four copies of it are 77 MiB.
+    assert!(bytes("bytes_sent") < 60 << 20, "as much as by unicast: {result}");
+    place.assert_nothing_left();
+
+    let usage = place.snowflock(["demo", "--multicast=10.0.0.1:7071"]).output().unwrap();
+    assert_eq!(usage.status.code(), Some(2), "no group: {}", text(&usage.stderr));
+}
+
+#[test]
 fn it_needs_no_privilege() {
     if !can_run("it_needs_no_privilege") {
         return;
