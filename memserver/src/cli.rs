@@ -107,13 +107,14 @@ struct ServeArguments {
     local_lane: Switch,
     /// Multicast pages to the clones that ask for it, so that one answer serves all of them: a group (239.0.0.0/8 is for your
     /// own use), a UDP port, and the interface where the routing table's choice is not wanted, such as 239.1.2.3:7071%eth0.
+    /// Datagrams are not encrypted: whoever is in the group's network can read guest memory, whatever the ticket.
     #[arg(long, value_name = "GROUP:PORT[%IFACE]")]
     mcast: Option<Group>,
     /// Bytes per second that the clones of one image are sent by multicast at most, such as 200M or 1Gi.
     #[arg(long, value_name = "BYTES", value_parser = rate, requires = "mcast")]
     mcast_rate: Option<NonZeroU64>,
     /// Routers that multicast datagrams may cross, and one; 0 keeps them on this host.
-    #[arg(long, value_name = "HOPS", default_value = "1")]
+    #[arg(long, value_name = "HOPS", default_value = "1", requires = "mcast")]
     mcast_ttl: u8,
     /// Bytes in a multicast datagram, where the path's MTU is smaller than the interface's.
     #[arg(long, value_name = "BYTES", requires = "mcast", hide = true)]

@@ -44,9 +44,9 @@ impl Outbox {
         if burst.is_empty() {
             return self.reuse(burst);
         }
-        if self.waiting.is_empty()
-            && let Err(burst) = self.station.submit(burst)
-        {
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(burst);
+        } else if let Err(burst) = self.station.submit(burst) {
             self.waiting.push_back(burst);
         }
     }
@@ -83,5 +83,36 @@ impl Outbox {
 
     pub(super) fn next_event(&mut self) -> Option<Event<'_, Kept>> {
         self.station.next_event()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mcast_socket::{Station, StationConfig};
+
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_waits_in_its_order() {
+        let group = "239.255.70.17:17071%lo".parse().unwrap();
+        let station = Station::open(&StationConfig { ttl: 0, ..StationConfig::new(group) }, None).unwrap();
+        let mut outbox = Outbox::new(station);
+        let room = outbox.station().room();
+        for length in 1..=room + 3 {
+            let mut burst = outbox.burst(1000);
+            burst.copy(&vec![0; length]);
+            outbox.push(burst);
+        }
+        let mut sent = Vec::new();
+        while sent.len() < room + 3 {
+            assert!(!outbox.has_room() || sent.len() >= 3);
+            outbox.wait(Some(Duration::from_secs(5))).unwrap();
+            while let Some(event) = outbox.next_event() {
+                if let Event::Sent { burst, .. } = event {
+                    sent.push(burst.len());
+                }
+            }
+        }
+        assert_eq!(sent, (1..=room + 3).collect::<Vec<_>>());
     }
 }
