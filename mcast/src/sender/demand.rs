@@ -55,6 +55,10 @@ impl Demand {
     /// Runs that are remembered as sent, at most: a window of 50 ms at 1 GB/s in single pages. Beyond, some are sent again.
     const MAX_SENT: usize = 16 << 10;
 
+    /// Pieces that one range may fall into. Requests of a few bytes could keep the sender busy for milliseconds otherwise;
+    /// whoever asks for what is scattered like that has the rest by unicast.
+    const MAX_PIECES: usize = 256;
+
     pub(super) fn new(frames: PageCount) -> Self {
         let queue = || Queue { runs: VecDeque::new(), queued: FrameSet::empty(frames) };
         Self { urgent: queue(), patient: queue(), sent: Sent::default(), pieces: Vec::new() }
@@ -78,7 +82,10 @@ impl Demand {
         let inside = range.intersection(self.urgent.queued.bounds());
         let mut taken = Taken { refused: (range.count() - inside.count()).get(), ..Taken::default() };
         let mut rest = inside;
-        while !rest.is_empty() {
+        for _ in 0..Self::MAX_PIECES {
+            if rest.is_empty() {
+                break;
+            }
             let (mut piece, mut known) = self.urgent.head(rest);
             if !known && class == Class::Bulk {
                 (piece, known) = self.patient.head(piece);
@@ -94,7 +101,7 @@ impl Demand {
             let queue = if class == Class::Demand { &mut self.urgent } else { &mut self.patient };
             match known {
                 true => taken.suppressed += count,
-                false if !queue.push(piece) => taken.refused += count,
+                false if !queue.push(piece) => break,
                 false => {
                     taken.queued += count;
                     if class == Class::Demand {
@@ -104,6 +111,7 @@ impl Demand {
             }
             rest = FrameRange::between(piece.end(), rest.end());
         }
+        taken.refused += rest.count().get();
         taken
     }
 
@@ -294,6 +302,19 @@ mod tests {
             demand.ask(Duration::from_millis(now), (range(frame, 1), Class::Demand), [10, 10], WINDOW, &histories)
         };
         assert_eq!(ask(15, 141).queued, 1, "the window is over");
+    }
+
+    #[test]
+    fn what_a_range_costs_is_bounded() {
+        let mut demand = Demand::new(PageCount::new(100_000));
+        let histories = [History::new(10, 100), History::new(10, 100)];
+        let mut ask = |start, count| {
+            demand.ask(Duration::ZERO, (range(start, count), Class::Demand), [10, 10], WINDOW, &histories)
+        };
+        (0..1000).for_each(|at| assert_eq!(ask(2 * at, 1).queued, 1));
+        assert_eq!(ask(0, 2000), Taken { queued: 128, suppressed: 128, refused: 1744 });
+        (1128..Queue::MAX_RUNS as u64).for_each(|at| assert_eq!(ask(3 * at, 1).queued, 1));
+        assert_eq!(ask(90_000, 5000), Taken { refused: 5000, ..Taken::default() }, "it is full");
     }
 
     #[test]
