@@ -248,7 +248,8 @@ impl Hub {
         });
         let news = match joined {
             Ok(offer) => {
-                tracing::debug!(session = session.number(), image = %image.id(), member = offer.member, "joined");
+                // Without the member: its number is a secret.
+                tracing::debug!(session = session.number(), image = %image.id(), "joined");
                 self.past.joined += 1;
                 News::Joined(offer)
             }
