@@ -41,7 +41,7 @@ impl Inspect {
             shown.json["classes"] = classes.json();
             if let Some(path) = &self.svg {
                 let written = std::fs::write(path, classes.svg());
-                written.map_err(|source| CliError::Picture { path: path.clone(), source })?;
+                written.map_err(|source| CliError::Write { path: path.clone(), source })?;
             }
         }
         if self.json {

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::qemu::{Qemu, QemuStream};
+use super::xl::XlStream;
 use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
 use crate::file::FileKind;
 use crate::image::{ImageError, ImageIndex, ImageReader};
@@ -20,6 +21,8 @@ pub(super) enum Make {
     Qemu(Qemu),
     /// From a migration stream that QEMU wrote to a file
     QemuStream(QemuStream),
+    /// From a stream that `xl save` or `xl migrate` writes
+    XlStream(XlStream),
 }
 
 #[derive(Debug, Args)]
@@ -64,6 +67,7 @@ impl Make {
             Make::Raw(raw) => raw.run(),
             Make::Qemu(qemu) => qemu.run(),
             Make::QemuStream(stream) => stream.run(),
+            Make::XlStream(stream) => stream.run(),
         }
     }
 }

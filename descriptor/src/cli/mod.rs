@@ -3,11 +3,13 @@
 //! Exit codes: 0 when all is well, 1 when something failed or a check found a fault, 2 when the command line is wrong.
 
 mod classes;
+mod export;
 mod inspect;
 mod make;
 mod qemu;
 mod text;
 mod verify;
+mod xl;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -23,6 +25,7 @@ use crate::image::ImageError;
 use crate::import::qemu::ImportError;
 use crate::import::qemu::capture::CaptureError;
 use crate::import::raw::RawError;
+use crate::import::xen;
 use crate::introspect::Refusal;
 use crate::{PageCount, Report};
 
@@ -41,6 +44,9 @@ enum Command {
     Make(make::Make),
     /// Show what a descriptor or an image index holds
     Inspect(inspect::Inspect),
+    /// Write what a hypervisor's own tools make a clone of
+    #[command(subcommand)]
+    Export(export::Export),
     /// Check a descriptor or an image index, and with --image the image too
     Verify(verify::Verify),
 }
@@ -59,6 +65,10 @@ enum CliError {
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error(transparent)]
+    Xen(#[from] xen::ImportError),
+    #[error("{path} makes no stream for xl restore", path = path.display())]
+    NoStream { path: PathBuf, source: xen::RecordError },
+    #[error(transparent)]
     Image(#[from] ImageError),
     #[error("cannot look at {path}", path = path.display())]
     Look { path: PathBuf, source: io::Error },
@@ -69,7 +79,7 @@ enum CliError {
     #[error("it cannot be told what the guest uses its memory for")]
     NoClasses(#[source] Refusal),
     #[error("cannot write {path}", path = path.display())]
-    Picture { path: PathBuf, source: io::Error },
+    Write { path: PathBuf, source: io::Error },
     #[error("cannot draw a name for the image from the system's random numbers")]
     Random(#[source] io::Error),
     #[error("cannot write the output")]
@@ -96,6 +106,7 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match &cli.command {
         Command::Make(make) => make.run(),
         Command::Inspect(inspect) => inspect.run(),
+        Command::Export(export) => export.run(),
         Command::Verify(verify) => verify.run(),
     };
     match result {

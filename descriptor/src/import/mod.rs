@@ -4,6 +4,7 @@
 
 pub mod qemu;
 pub mod raw;
+pub mod xen;
 
 use std::path::{Path, PathBuf};
 
