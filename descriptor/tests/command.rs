@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use descriptor::image::{ImageIndex, ImageReader};
+use descriptor::vm::HypervisorRecord;
 use descriptor::{Descriptor, Gfn};
 use serde_json::Value;
 
@@ -14,6 +16,15 @@ const PAGE: usize = 4096;
 
 fn run(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_descriptor")).args(args).current_dir(folder).output().unwrap()
+}
+
+fn run_with_input(folder: &Path, args: &[&str], input: &[u8]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_descriptor"));
+    command.args(args).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // It may have seen enough before it has read everything.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
 }
 
 fn json(output: &Output) -> Value {
@@ -61,6 +72,70 @@ fn what_qemu_has_not_written_is_refused() {
     let unknown = run(folder.path(), &["make", "qemu", "--qmp", "nowhere", "--method", "magic", "-o", "web"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(!folder.path().join("web.snow").exists() && !folder.path().join("web.qemu").exists());
+}
+
+/// What `xl save` of Xen 4.17 wrote of a PVH guest with Linux 6.1, but for its pages, of which three are left: one with the clock
+/// of its processor, one of its ACPI tables, and the one that it shares with the store.
+const XL_SAVE: &[u8] = include_bytes!("data/xen-4.17-pvh.xl");
+
+#[test]
+fn streams_of_xl_become_descriptors_and_clones_streams() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("full.save"), XL_SAVE).unwrap();
+    let made = run(folder.path(), &["make", "xl-stream", "full.save", "-o", "file"]);
+    assert!(made.status.success() && made.stderr.is_empty(), "{made:?}");
+    let made = run_with_input(folder.path(), &["make", "xl-stream", "-", "-o", "pipe"], XL_SAVE);
+    assert!(made.status.success(), "{made:?}");
+    assert_eq!(fs::read(folder.path().join("pipe.xen")).unwrap(), XL_SAVE);
+
+    let [file, pipe] =
+        ["file", "pipe"].map(|name| Descriptor::read(&folder.path().join(name).with_extension("snow")).unwrap());
+    assert_eq!((&file.memory, &file.records, &file.eager), (&pipe.memory, &pipe.records, &pipe.eager));
+    assert_eq!((file.identity.parent.as_str(), file.identity.machine.as_str()), ("lin", "pvh"));
+    assert_eq!(file.eager.runs().map(|run| run.start()).collect::<Vec<_>>(), [Gfn::new(0x7a31)]);
+    let reader = ImageReader::open(&folder.path().join("pipe.snowidx")).unwrap();
+    let mut page = [0; PAGE];
+    reader.read_page(Gfn::new(0x7a31), &mut page).unwrap();
+    assert!(XL_SAVE.windows(PAGE).any(|window| window == page));
+
+    let exported = run(folder.path(), &["export", "xl", "file.snow", "-o", "hole.save"]);
+    assert!(exported.status.success(), "{exported:?}");
+    let hole = fs::read(folder.path().join("hole.save")).unwrap();
+    assert_eq!(run(folder.path(), &["export", "xl", "pipe.snow", "-o", "-"]).stdout, hole);
+    let at = file.records.iter().position(|record| record.name == "libxc/PAGE_DATA").unwrap();
+    let bytes =
+        |records: &[HypervisorRecord]| records.iter().flat_map(|record| record.data.clone()).collect::<Vec<_>>();
+    let (before, pages, after) = (bytes(&file.records[..at]), &file.records[at].data, bytes(&file.records[at + 1..]));
+    assert!(XL_SAVE.starts_with(&before) && XL_SAVE.ends_with(&after));
+    assert_eq!(hole, [&before, pages, &after].map(Vec::as_slice).concat());
+    assert_eq!(pages.len(), 8 + 8 + 2 * (8 + PAGE));
+    assert!(!hole.windows(PAGE).any(|window| window == page));
+    let again = run(folder.path(), &["export", "xl", "file.snow", "-o", "hole.save"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("hole.save exists"), "{again:?}");
+}
+
+#[test]
+fn what_xl_has_not_written_is_refused() {
+    let folder = made();
+    let failed = |args: &[&str], input: &[u8], words: &str| {
+        let output = run_with_input(folder.path(), args, input);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(words), "{said}");
+    };
+    let make = ["make", "xl-stream", "-", "-o", "x"];
+    failed(
+        &make,
+        b"something else, and long enough to be the header of a stream",
+        "there is no xl header at offset 0x0",
+    );
+    failed(&make, &XL_SAVE[..9000], "the capture is not complete");
+    failed(&["make", "xl-stream", "ram", "-o", "x"], b"", "there is no xl header");
+    failed(&["make", "xl-stream", "none", "-o", "x"], b"", "cannot look at none");
+    failed(&["export", "xl", "web.snow", "-o", "-"], b"", "the descriptor is of Raw, not of Xen");
+    fs::write(folder.path().join("x.xen"), "").unwrap();
+    failed(&make, XL_SAVE, "x.xen exists");
+    assert!(!folder.path().join("x.snow").exists());
 }
 
 #[test]

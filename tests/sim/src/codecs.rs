@@ -3,6 +3,8 @@
 use descriptor::fetch::{Message, Preamble, decode, decode_preamble};
 use descriptor::import::qemu::Layout;
 use descriptor::import::qemu::stream::Stream;
+use descriptor::import::xen;
+use descriptor::memory::RegionKind;
 use descriptor::{FrameRange, FrameSet, PageCount};
 use mcast::wire::Datagram;
 use mcast::{BlockMap, ChunkSet};
@@ -105,6 +107,45 @@ pub fn qemu_stream(bytes: &[u8]) {
     }
 }
 
+/// Parses `bytes` as a stream of `xl save`, from memory and from a pipe, and lays its memory out.
+///
+/// # Panics
+/// When what was accepted lies outside of the stream, a frame is both stored and a hole, or a pipe makes something else.
+pub fn xen_stream(bytes: &[u8]) {
+    let parsed = xen::stream::Stream::parse(&mut &bytes[..]);
+    if let Ok(stream) = &parsed {
+        let kept: usize = stream.records.iter().map(|record| record.data.len()).sum();
+        let length = usize::try_from(stream.length).unwrap_or(usize::MAX);
+        assert!(kept < length && length <= bytes.len(), "{kept} of {length} bytes were kept, of {}", bytes.len());
+        assert!(stream.pages_at < stream.records.len());
+        if let Ok(layout) = xen::Layout::new(stream) {
+            for extent in layout.extents.extents() {
+                assert!(layout.holes.runs_in(extent.frames).next().is_none(), "stored, and a hole: {extent:?}");
+                assert!(layout.memory.covers(extent.frames), "stored, and absent: {extent:?}");
+            }
+            let special: PageCount = layout
+                .memory
+                .regions()
+                .iter()
+                .filter(|region| region.kind == RegionKind::Rom)
+                .map(|region| region.frames.count())
+                .sum();
+            assert!(special <= xen::Layout::MAX_SPECIAL);
+        }
+    }
+    let (mut pipe, mut kept) = (bytes, Vec::new());
+    match (xen::stream::Stream::parse(&mut xen::stream::Spool::new(&mut pipe, &mut kept)), parsed) {
+        (Ok(spooled), Ok(parsed)) => {
+            assert_eq!(spooled, parsed);
+            assert!(bytes.starts_with(&kept));
+            assert_eq!((kept.len() as u64, kept.len() + pipe.len()), (parsed.length, bytes.len()));
+        }
+        (spooled, parsed) => {
+            assert!(spooled.is_err() && parsed.is_err(), "{spooled:?} from a pipe, {parsed:?} from memory")
+        }
+    }
+}
+
 fn qemu_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<QemuMessage>, Option<ReturnPathError>) {
     let mut return_path = ReturnPath::new(4096);
     let mut messages = Vec::new();
@@ -150,6 +191,7 @@ mod tests {
             frame_set(&bytes);
             qemu_return_path(&bytes);
             qemu_stream(&bytes);
+            xen_stream(&bytes);
         }
 
         #[test]
@@ -174,6 +216,20 @@ mod tests {
                 bytes.extend((0..length).map(|at| if at == 12 { length.wrapping_sub(13) } else { 0 }));
             }
             qemu_return_path(&bytes);
+        }
+
+        /// A guest's stream, of which all but a few pages were cut out.
+        #[test]
+        fn real_streams_of_xen_with_a_few_changes(
+            changes in proptest::collection::vec((0..21_000_usize, prop_oneof![Just(0), Just(0xff), any::<u8>()]), 0..4),
+        ) {
+            let mut bytes = include_bytes!("../../../descriptor/tests/data/xen-4.17-pvh.xl").to_vec();
+            for (position, byte) in changes {
+                if let Some(place) = bytes.get_mut(position) {
+                    *place = byte;
+                }
+            }
+            xen_stream(&bytes);
         }
 
         /// Found by fuzzing: bytes that a receiver ignores made two equal requests unequal.

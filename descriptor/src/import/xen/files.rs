@@ -103,7 +103,7 @@ pub fn spool(reader: &mut impl Read, path: &Path) -> Result<Stream, ImportError>
     let failed = |source| ImportError::Create { path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::Builder::new().prefix(".snow-").tempfile_in(folder).map_err(failed)?;
-    let mut input = Spool::new(reader, file.as_file().try_clone().map_err(failed)?);
+    let mut input = Spool::new(reader, file.as_file());
     let stream = Stream::parse(&mut input).map_err(|source| ImportError::Stream { path: path.to_owned(), source })?;
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(stream)

@@ -68,30 +68,30 @@ impl Input for FileInput {
     }
 }
 
-/// A pipe or the like, all of which goes to a file as it comes.
+/// A pipe or the like, all of which is kept as it comes.
 #[derive(Debug)]
-pub struct Spool<'r, R: ?Sized> {
+pub struct Spool<'r, R: ?Sized, W> {
     reader: &'r mut R,
-    file: File,
+    kept: W,
 }
 
 /// What came could not be kept.
 #[derive(Debug, Error)]
-#[error("cannot write to the file that keeps the stream")]
+#[error("cannot write to what keeps the stream")]
 pub struct SpoolError(#[source] io::Error);
 
-impl<'r, R: Read + ?Sized> Spool<'r, R> {
-    /// Reads from `reader`, and appends to `file` whatever is read or passed over.
-    pub fn new(reader: &'r mut R, file: File) -> Self {
-        Self { reader, file }
+impl<'r, R: Read + ?Sized, W: Write> Spool<'r, R, W> {
+    /// Reads from `reader`, and writes to `kept` whatever is read or passed over.
+    pub fn new(reader: &'r mut R, kept: W) -> Self {
+        Self { reader, kept }
     }
 
     fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes).map_err(|error| io::Error::new(error.kind(), SpoolError(error)))
+        self.kept.write_all(bytes).map_err(|error| io::Error::new(error.kind(), SpoolError(error)))
     }
 }
 
-impl<R: Read + ?Sized> Input for Spool<'_, R> {
+impl<R: Read + ?Sized, W: Write> Input for Spool<'_, R, W> {
     fn fill(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         self.reader.read_exact(buffer)?;
         self.keep(buffer)
