@@ -251,7 +251,7 @@ impl Receiver {
         assert!(universe.is_none_or(|chunks| chunks == self.config.channel.chunks()), "chunks of another channel");
         self.clock = self.clock.max(now);
         if self.reports.set_lacks(lacks) && self.liveness.is_live() {
-            self.answer();
+            self.introduce();
         }
     }
 
@@ -278,7 +278,7 @@ impl Receiver {
     fn heard(&mut self) {
         if self.liveness.heard(self.clock) {
             self.tell(ChannelEvent::Live);
-            self.answer();
+            self.introduce();
         }
     }
 
@@ -335,6 +335,12 @@ impl Receiver {
         for entry in confirm.entries() {
             self.blocks.confirmed(self.clock, &entry, &self.timing);
         }
+    }
+
+    /// Tells the sender unasked what is lacking.
+    fn introduce(&mut self) {
+        self.reports.repeat();
+        self.answer();
     }
 
     fn answer(&mut self) {

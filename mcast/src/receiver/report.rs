@@ -19,6 +19,8 @@ pub(super) struct Reports {
     /// When the next report is due, and the next that tells what is lacking.
     due: Option<Duration>,
     answer: Option<Duration>,
+    /// Further reports that tell it, unasked.
+    repeats: u8,
     /// Bytes received since the last report.
     fresh: u64,
     rate: Rate,
@@ -54,6 +56,10 @@ impl Reports {
     /// A member's share of the time in which all answer a question: 10,000 answers a second.
     const ANSWER: Duration = Duration::from_micros(100);
 
+    /// Reports that tell a newcomer's lacks, beside the first: a burst waits for all who joined, and one lost report would cost
+    /// each of them a fifth of a second.
+    const REPEATS: u8 = 2;
+
     /// The longest time over which answers are spread.
     const MAX_SPREAD: Duration = Duration::from_secs(2);
 
@@ -66,6 +72,7 @@ impl Reports {
             echo: None,
             due: None,
             answer: None,
+            repeats: 0,
             fresh: 0,
             rate: Rate { since: now, bytes: 0, rate: 0.0 },
         }
@@ -115,6 +122,11 @@ impl Reports {
         self.due = self.due.or(self.answer);
     }
 
+    /// Has the next reports tell what is lacking again.
+    pub(super) fn repeat(&mut self) {
+        self.repeats = Self::REPEATS;
+    }
+
     /// Reports nothing more, until the next [`Reports::answer`].
     pub(super) fn stop(&mut self) {
         (self.due, self.answer, self.fresh) = (None, None, 0);
@@ -141,7 +153,11 @@ impl Reports {
         }
         let answers = self.answer.is_some_and(|answer| answer <= now);
         self.answer = self.answer.filter(|_| !answers);
-        let interval = if self.fresh > 0 { self.interval } else { self.interval.max(Self::IDLE) };
+        let tells = answers || self.repeats > 0;
+        if !answers {
+            self.repeats = self.repeats.saturating_sub(1);
+        }
+        let interval = if self.fresh > 0 || self.repeats > 0 { self.interval } else { self.interval.max(Self::IDLE) };
         self.due = Some(now + jittered(interval, rng));
         self.fresh = 0;
         self.rate.measure(now);
@@ -160,7 +176,7 @@ impl Reports {
             echo,
             held: now.saturating_sub(came),
             missing: self.lacks.as_ref().map_or(0, |lacks| u32::try_from(lacks.pages.get()).unwrap_or(u32::MAX)),
-            lacks: self.lacks.as_ref().filter(|_| answers).map(|lacks| LackBits::of(&lacks.chunks)),
+            lacks: self.lacks.as_ref().filter(|_| tells).map(|lacks| LackBits::of(&lacks.chunks)),
         };
         let mut datagram = Vec::new();
         Datagram::Report(report).encode(&mut datagram);
