@@ -53,18 +53,21 @@ fn is_clock(words: &[[u8; 8]], tsc_khz: u32) -> bool {
     let [head, stamp, time, scale] = [0, 1, 2, 3].map(|index| u64::from_le_bytes(words[index]));
     let version = head as u32;
     let [shift, flags, zeros @ ..] = ((scale >> 32) as u32).to_le_bytes();
-    let sound = head >> 32 == 0
+    // What few words of any memory pass comes first.
+    let sound = zeros == [0, 0]
+        && head >> 32 == 0
         && version != 0
         && version & 1 == 0
+        // Stable, and stopped.
+        && flags <= 3
         && stamp != 0
         && time != 0
         // Two years of uptime.
-        && time >> 56 == 0
-        // Stable, and stopped.
-        && flags <= 3
-        && zeros == [0, 0];
-    let ns_per_tick = f64::from(scale as u32) / f64::from(2).powi(32) * f64::from(2).powi(shift.cast_signed().into());
-    sound && (ns_per_tick * f64::from(tsc_khz) / 1e6 - 1.0).abs() <= TOLERANCE
+        && time >> 56 == 0;
+    sound && {
+        let ns_per_tick = f64::from(scale as u32) * f64::from(i32::from(shift.cast_signed()) - 32).exp2();
+        (ns_per_tick * f64::from(tsc_khz) / 1e6 - 1.0).abs() <= TOLERANCE
+    }
 }
 
 #[cfg(test)]
