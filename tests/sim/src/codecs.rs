@@ -1,11 +1,13 @@
 //! Decoders on bytes from anywhere: what fuzzing and property tests share.
 
 use descriptor::fetch::{Message, Preamble, decode, decode_preamble};
+use descriptor::image::{ImageError, ReadPages};
 use descriptor::import::qemu::Layout;
 use descriptor::import::qemu::stream::Stream;
 use descriptor::import::xen;
-use descriptor::memory::RegionKind;
-use descriptor::{FrameRange, FrameSet, PageCount};
+use descriptor::memory::MemoryMap;
+use descriptor::vm::{Hypervisor, Identity};
+use descriptor::{Descriptor, FrameRange, FrameSet, ImageId, PAGE_SIZE, PageCount};
 use mcast::wire::Datagram;
 use mcast::{BlockMap, ChunkSet};
 use memtap::port::qemu::return_path::{Message as QemuMessage, ReturnPath, ReturnPathError};
@@ -110,7 +112,8 @@ pub fn qemu_stream(bytes: &[u8]) {
 /// Parses `bytes` as a stream of `xl save`, from memory and from a pipe, and lays its memory out.
 ///
 /// # Panics
-/// When what was accepted lies outside of the stream, a frame is both stored and a hole, or a pipe makes something else.
+/// When what was accepted lies outside of the stream, a frame is both stored and a hole, a pipe makes something else, or a clone's
+/// stream brings other things than its parent's.
 pub fn xen_stream(bytes: &[u8]) {
     let parsed = xen::stream::Stream::parse(&mut &bytes[..]);
     if let Ok(stream) = &parsed {
@@ -123,14 +126,7 @@ pub fn xen_stream(bytes: &[u8]) {
                 assert!(layout.holes.runs_in(extent.frames).next().is_none(), "stored, and a hole: {extent:?}");
                 assert!(layout.memory.covers(extent.frames), "stored, and absent: {extent:?}");
             }
-            let special: PageCount = layout
-                .memory
-                .regions()
-                .iter()
-                .filter(|region| region.kind == RegionKind::Rom)
-                .map(|region| region.frames.count())
-                .sum();
-            assert!(special <= xen::Layout::MAX_SPECIAL);
+            check_clone(stream, layout, bytes);
         }
     }
     let (mut pipe, mut kept) = (bytes, Vec::new());
@@ -143,6 +139,64 @@ pub fn xen_stream(bytes: &[u8]) {
         (spooled, parsed) => {
             assert!(spooled.is_err() && parsed.is_err(), "{spooled:?} from a pipe, {parsed:?} from memory")
         }
+    }
+}
+
+/// A clone's stream has the records of its parent's and the special pages, and is what its own clone would get.
+fn check_clone(stream: &xen::stream::Stream, layout: xen::Layout, bytes: &[u8]) {
+    let pages = StreamPages { bytes, layout };
+    let records = match xen::record::records(stream.clone(), &pages.layout, &pages) {
+        Ok(records) => records,
+        Err(error) => panic!("the special pages cannot be read: {error}"),
+    };
+    let empty = FrameSet::empty(pages.layout.memory.universe());
+    let identity = Identity {
+        image: ImageId::from_bytes([0; 16]),
+        parent: String::new(),
+        hypervisor: Hypervisor::Xen,
+        hypervisor_version: String::new(),
+        machine: String::new(),
+        captured_unix_ns: 0,
+        pause_us: None,
+    };
+    let descriptor = Descriptor {
+        identity,
+        memory: pages.layout.memory,
+        records,
+        eager: empty.clone(),
+        zero: empty.clone(),
+        free: empty,
+        prefetch: Vec::new(),
+        servers: Vec::new(),
+    };
+    let hole = match xen::hole_stream(&descriptor) {
+        Ok(hole) => hole,
+        Err(error) => panic!("no clone can be made: {error:?}"),
+    };
+    let again = match xen::stream::Stream::parse(&mut hole.as_slice()) {
+        Ok(again) => again,
+        Err(error) => panic!("the clone's stream is none: {error}"),
+    };
+    assert_eq!((again.records, again.pages_at), (stream.records.clone(), stream.pages_at));
+}
+
+/// The pages of a stream in memory.
+struct StreamPages<'b> {
+    bytes: &'b [u8],
+    layout: xen::Layout,
+}
+
+impl ReadPages for StreamPages<'_> {
+    fn memory(&self) -> &MemoryMap {
+        &self.layout.memory
+    }
+
+    fn read_pages(&self, frames: FrameRange, buffer: &mut [u8]) -> Result<(), ImageError> {
+        for (gfn, page) in frames.frames().zip(buffer.chunks_exact_mut(PAGE_SIZE as usize)) {
+            let extent = self.layout.extents.find(gfn).ok_or(ImageError::Absent(frames))?;
+            page.copy_from_slice(&self.bytes[extent.offset_of(gfn) as usize..][..PAGE_SIZE as usize]);
+        }
+        Ok(())
     }
 }
 

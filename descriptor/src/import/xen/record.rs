@@ -59,12 +59,11 @@ pub fn hole_stream(descriptor: &Descriptor) -> Result<Vec<u8>, RecordError> {
     if brought.eq(roms.map(|region| region.frames)) { Ok(bytes) } else { Err(RecordError::Pages) }
 }
 
-/// The records of a stream, with those pages of `layout` that are special; `image` reads them.
-pub(super) fn records(
-    stream: Stream,
-    layout: &Layout,
-    image: &dyn ReadPages,
-) -> Result<Vec<HypervisorRecord>, ImageError> {
+/// The records of a stream, with those pages of its `layout` that are special; `image` reads them.
+///
+/// # Errors
+/// When a page cannot be read.
+pub fn records(stream: Stream, layout: &Layout, image: &dyn ReadPages) -> Result<Vec<HypervisorRecord>, ImageError> {
     let mut special = FrameSet::empty(layout.memory.universe());
     let roms = layout.memory.regions().iter().filter(|region| region.kind == RegionKind::Rom);
     roms.for_each(|region| _ = special.insert_range(region.frames));
