@@ -203,10 +203,11 @@ impl Bulk {
             }
             self.order_at += 1;
         }
-        let rest = FrameRange::between(self.cursor, self.todo.bounds().end());
-        let run = self.todo.runs_in(rest).next().or_else(|| self.todo.runs().next())?;
-        self.cursor = run.start();
-        Some(run)
+        let first = self.todo.first_member_from(self.cursor).or_else(|| self.todo.first_member_from(Gfn::new(0)))?;
+        self.cursor = first;
+        // No farther than a block can reach: the end of the run may lie behind the whole image.
+        let near = FrameRange::between(first, self.todo.bounds().end()).split_at(BlockMap::MAX_RUN).0;
+        self.todo.runs_in(near).next()
     }
 
     /// The next change of phase that is due.

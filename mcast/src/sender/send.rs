@@ -134,7 +134,11 @@ impl Sender {
         let at = class_index(class);
         let mut work = self.under_way[at][slot].take()?;
         let datagram = HEAD + self.geometry.payload();
-        let shards = work.shards.take((self.config.burst / datagram).clamp(1, 255) as u8);
+        // A burst begins while the window is open and may go beyond it. A quarter of the window is what that may be, and not
+        // so little that the reports of several members would cut bursts to pieces.
+        let within = self.members.limit().map_or(u64::MAX, |(_, quarter)| quarter);
+        let most = (self.config.burst as u64 / datagram as u64).min(within);
+        let shards = work.shards.take(most.clamp(1, 255) as u8);
         let (block, kind, first_seq) = (work.block, work.kind, wire_number(self.seq));
         // Blocks under way are the newest; a repair of one that has left the history since is dropped.
         let entry = self.histories[at].get(block)?;

@@ -256,6 +256,16 @@ fn the_slowest_sets_the_pace_without_losses() {
 }
 
 #[test]
+fn a_small_buffer_does_not_overflow() {
+    let mut group = Group::new(2000);
+    group.join_all(2, 0.0);
+    group.peers[1].buffer = 64 << 10;
+    group.peers[1].speed = 5e7;
+    group.complete(0..2, ms(3000));
+    assert_eq!((group.peers[1].overflow, group.expelled.len()), (0, 0));
+}
+
+#[test]
 fn whoever_is_below_the_floor_is_expelled_after_a_second() {
     let mut group = Group::new(100_000);
     group.join_all(4, 0.0);
