@@ -1,8 +1,8 @@
 //! An embedded clone as a process of its own in a host of a network: the role `clone` of a bench.
 //!
-//! It says in a line that it is where its bench waits for it: `complete` with the last page, or `live` when it is in the
-//! multicast channel. A line on standard input then lets its guest begin. At the end every page is compared with the image, and
-//! a last line says what came of it, as JSON.
+//! It says `live` when it is in the multicast channel, and waits for a line on standard input: the clones of a bench begin
+//! together. One that fills its memory says `complete` with the last page, and waits again. At the end every page is compared
+//! with the image, and a last line says what came of it, as JSON.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
@@ -73,8 +73,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         eprintln!("clone: not done after {LIFE:?}");
         std::process::exit(1)
     });
-    let hydrate = if arguments.mode == Mode::Fill { Hydrate::Now } else { Hydrate::Off };
-    let plan = ClonePlan { lane: Lane::Socket, multicast: true, hydrate, spin: Duration::ZERO };
+    let plan = ClonePlan { lane: Lane::Socket, multicast: true, hydrate: Hydrate::Off, spin: Duration::ZERO };
     let (guest, engine, handle) = clone::commanded(&arguments.descriptor, &arguments.server, plan)?;
     let descriptor = Descriptor::read(&arguments.descriptor)?;
     let work = GuestPlan {
@@ -87,8 +86,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
         let engine = scope.spawn(|| engine.run());
         let ended = || engine.join().map_err(|_| anyhow!("the engine panicked"));
+        wait_until_live(&handle)?;
+        say("live")?;
+        wait_for_order()?;
         let (report, status) = match arguments.mode {
             Mode::Fill => {
+                ensure!(handle.send(Command::Hydrate(Hydrate::Now)), "the engine takes no command");
                 let ended = ended()?;
                 ensure!(ended.status.progress.missing.get() == 0, "the clone is not complete: {}", ended.outcome);
                 say("complete")?;
@@ -96,9 +99,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 (guest.work(&work)?, ended.status.clone())
             }
             Mode::Demand => {
-                wait_until_live(&handle)?;
-                say("live")?;
-                wait_for_order()?;
                 let report = guest.work(&work)?;
                 let status = ask(&handle)?;
                 guest.end();

@@ -57,8 +57,8 @@ impl<'a> Station<'a> {
         Ok(Self { network, image, endpoint: endpoint.to_owned(), admin, _server: server, _folder: folder })
     }
 
-    /// Starts a clone in each of the other hosts at once and fills them; how long it took until the last was complete, and what
-    /// their pagers said after every page was compared.
+    /// Starts a clone in each of the other hosts at once and fills them, beginning when all are in the channel, as the peers do;
+    /// how long it took from the start until the last was complete, and what their pagers said after every page was compared.
     ///
     /// # Errors
     /// When a clone fails or has a wrong page.
@@ -68,7 +68,11 @@ impl<'a> Station<'a> {
         for host in self.network.hosts().iter().skip(1) {
             clones.push(self.clone(host, Mode::Fill)?);
         }
-        each(&mut clones, |clone| clone.expect("complete"))?;
+        each(&mut clones, |clone| clone.expect("live"))?;
+        each(&mut clones, |clone| {
+            clone.go()?;
+            clone.expect("complete")
+        })?;
         let took = start.elapsed();
         Ok((took, each(&mut clones, |clone| clone.finish(self.pages()))?))
     }
@@ -185,9 +189,13 @@ impl Clone {
         Ok(())
     }
 
+    fn go(&mut self) -> anyhow::Result<()> {
+        Ok(writeln!(self.orders)?)
+    }
+
     /// Lets it go on to its end, where all of its pages must be right.
     fn finish(&mut self, pages: u64) -> anyhow::Result<Value> {
-        writeln!(self.orders)?;
+        self.go()?;
         let line = self.next()?;
         let outcome: Value =
             serde_json::from_str(&line).with_context(|| format!("a clone said {line:?} at its end"))?;
