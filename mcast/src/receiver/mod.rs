@@ -180,6 +180,8 @@ impl Receiver {
         match datagram {
             Datagram::Shard(shard) => self.shard(shard),
             Datagram::Pulse(pulse) => {
+                // First of all the size of the group, by which the first reports of its members are spread.
+                self.timing.learn(pulse);
                 self.heard();
                 self.pulse(pulse);
                 None
@@ -317,7 +319,6 @@ impl Receiver {
         let now = self.clock;
         self.sequence.sent(pulse.next_seq);
         self.stats.lost = self.sequence.lost();
-        self.timing.learn(pulse);
         self.reports.pulse(now, pulse, &mut self.rng);
         self.blocks.pulse(now, pulse, (&self.timing, &mut self.rng), &mut self.stats);
         let asked = pulse.kind == PulseKind::End && self.question != Some(pulse.burst);
