@@ -63,6 +63,7 @@
 #![forbid(unsafe_code)]
 
 mod assembler;
+mod back_off;
 mod block;
 mod channel;
 mod chunks;

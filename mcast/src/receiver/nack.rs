@@ -4,6 +4,7 @@ use descriptor::fetch::Class;
 use fastrand::Rng;
 
 use super::block::Block;
+use crate::back_off::longest_back_off;
 use crate::wire::{Answer, Pulse};
 
 /// Where a block stands with what it lacks.
@@ -74,12 +75,6 @@ impl Timing {
     /// Nothing is called lost before; what networks reorder is closer together.
     const TOLERANCE: Duration = Duration::from_millis(1);
 
-    /// The shortest longest back-off: clones' timers are no better than that.
-    const MIN_BACK_OFF: Duration = Duration::from_millis(1);
-
-    /// The longest back-off in round trips, K of RFC 5740.
-    const BACK_OFF: u32 = 4;
-
     /// Round trips that are believed; the sender tells none beyond.
     const ROUND_TRIPS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(200));
 
@@ -125,8 +120,7 @@ impl Timing {
         if self.members <= 1 {
             return Duration::ZERO;
         }
-        let longest = Self::MIN_BACK_OFF.max(self.round_trip * Self::BACK_OFF);
-        longest.mul_f64(random_back_off(self.members, rng.f64()))
+        longest_back_off(self.members, self.round_trip).mul_f64(random_back_off(self.members, rng.f64()))
     }
 
     /// How long a repair may take to come, the `tries`th time that it is asked for without success.

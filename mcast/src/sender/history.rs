@@ -20,7 +20,7 @@ pub(super) struct Entry {
     pub(super) count: u8,
     /// Rows of parity sent or promised so far; the next repair goes on behind them.
     pub(super) rows: u8,
-    /// Repairs so far.
+    /// Repairs by originals so far.
     pub(super) rounds: u8,
     /// The last of them.
     pub(super) last: Repaired,

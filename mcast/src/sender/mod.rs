@@ -60,6 +60,7 @@ use self::pace::Pace;
 use self::repair::{Noted, RepairTiming, Repairs};
 use self::send::{DATA, REPAIR, Room};
 use self::shards::Work;
+use crate::back_off::longest_back_off;
 use crate::wire::{Datagram, Nack, Report};
 use crate::{BlockId, BlockMap, Geometry, Member, Serial, Start, class_index};
 
@@ -263,6 +264,7 @@ impl Sender {
         self.stats.nacks += 1;
         let sent = self.sent(now);
         let round_trip = self.members.round_trip();
+        let crowd = self.members.len() > Repairs::CROWD;
         let Some(state) = self.members.get_mut(nack.member) else {
             self.stats.strangers += 1;
             return;
@@ -270,7 +272,7 @@ impl Sender {
         for lack in nack.entries() {
             self.stats.nacked += 1;
             let (entries, shards) = state.credit(sent);
-            let timing = RepairTiming { gather: gather(lack.block.class, round_trip), flight: round_trip };
+            let timing = RepairTiming { gather: gather(lack.block.class, round_trip), flight: round_trip, crowd };
             let history = &mut self.histories[class_index(lack.block.class)];
             let number = lack.block.number.extend(history.next());
             let noted = (entries > 0).then(|| self.repairs.note(now, history, (number, &lack), timing, shards));
@@ -359,7 +361,7 @@ impl Sender {
             gather: self.config.gather,
             sending: bulk[DATA].is_some(),
             repaired: if bulk[REPAIR].is_some() { now } else { self.repairs.active(now) },
-            quiet: Duration::from_millis(6) + round_trip * 6,
+            quiet: Duration::from_millis(5) + round_trip * 2 + longest_back_off(self.members.len() as u32, round_trip),
             answers: spread + round_trip * 2 + Duration::from_millis(20),
         }
     }

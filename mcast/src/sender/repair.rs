@@ -38,6 +38,8 @@ pub(super) struct Pending {
     missing: ShardSet,
     /// Someone does not say what is missing.
     unknown: bool,
+    /// The group is so large that others will ask for it too.
+    crowd: bool,
     /// What was promised so far.
     promised: Option<Plan>,
     /// Its confirmation waits in the queue.
@@ -71,11 +73,17 @@ pub(super) struct RepairTiming {
     pub(super) gather: Duration,
     /// How long a repair may take to reach everybody: a NACK that comes sooner does not know of it.
     pub(super) flight: Duration,
+    /// The group is a [crowd](Repairs::CROWD).
+    pub(super) crowd: bool,
 }
 
 impl Repairs {
-    /// Repairs of a block, demand then bulk. At 30 % of losses one in 15,000 shards is lost in eight of them; those of demand
-    /// are gathered for a shorter time.
+    /// Members of a group beyond which a loss is hardly ever one member's alone. A row of parity then serves all that lack
+    /// something of the block, an original only those that lack this very one.
+    pub(super) const CROWD: usize = 16;
+
+    /// Repairs of a block by originals, demand then bulk; those by parity end with the rows. At 30 % of losses one in 15,000
+    /// shards is lost in eight of them; those of demand are gathered for a shorter time.
     const ROUNDS: [u8; 2] = [32, 8];
 
     /// Blocks whose refusal waits to be confirmed, at most; whoever misses it asks again.
@@ -159,6 +167,7 @@ impl Repairs {
         pending.share = pending.share.max(share.min(255) as u8);
         pending.missing = pending.missing.union(missing);
         pending.unknown |= missing.is_empty();
+        pending.crowd = timing.crowd;
         let plan = plan(class, entry.count, entry.rows, pending);
         if !pending.queued && !pending.promised.is_some_and(|promised| promised.covers(plan)) {
             pending.queued = true;
@@ -205,9 +214,9 @@ impl Repairs {
             let Some(entry) = history.get_mut(number) else { continue };
             let Some(pending) = entry.pending.take() else { continue };
             self.active = now;
-            entry.rounds += 1;
             let (kind, shards) = match plan(class, entry.count, entry.rows, &pending) {
                 Plan::Originals(shards) => {
+                    entry.rounds += 1;
                     entry.last = Repaired { at: now, rows: 0, originals: shards };
                     (ShardKind::Repair, Shards::Set(shards))
                 }
@@ -280,10 +289,11 @@ fn lack_is_nonsense(entry: &Entry, lack: &Lack) -> bool {
         && lack.missing.intersection(ShardSet::first(entry.count)).is_empty()
 }
 
-/// Originals for demand, where a block is small and somebody waits, and for few losses; else parity, as long as there are rows.
+/// Originals for demand, where a block is small and somebody waits, and for few losses of a small group; else parity, as long
+/// as there are rows.
 fn plan(class: Class, count: u8, rows: u8, pending: &Pending) -> Plan {
     let few = u32::from(pending.missing.len()) * 4 <= u32::from(pending.need) * 5;
-    if class == Class::Demand || few && !pending.unknown {
+    if class == Class::Demand || few && !pending.unknown && !pending.crowd {
         let all = ShardSet::first(count);
         return Plan::Originals(if pending.unknown { all } else { pending.missing });
     }
@@ -317,7 +327,8 @@ mod tests {
     use super::*;
     use crate::BlockMap;
 
-    const TIMING: RepairTiming = RepairTiming { gather: Duration::from_millis(1), flight: Duration::from_millis(2) };
+    const TIMING: RepairTiming =
+        RepairTiming { gather: Duration::from_millis(1), flight: Duration::from_millis(2), crowd: false };
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -476,7 +487,8 @@ mod tests {
                     prop_assert!(enough, "{pending:?}");
                 }
             }
-            prop_assert!(rounds.values().all(|rounds| *rounds <= u32::from(Repairs::ROUNDS[1])));
+            let most = u32::from(Repairs::ROUNDS[1]) + u32::from(Geometry::MAX_PARITY);
+            prop_assert!(rounds.values().all(|rounds| *rounds <= most));
         }
     }
 }
