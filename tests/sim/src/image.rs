@@ -49,6 +49,15 @@ impl Image {
         Self { memory, zero, free, salt: rng.u64(..) | 1 }
     }
 
+    /// An image of `frames` in one region, all of them stored.
+    pub fn solid(frames: u64, salt: u64) -> Self {
+        let frames = FrameRange::new(Gfn::new(0), PageCount::new(frames));
+        let region = Region { name: "low".to_owned(), frames, kind: RegionKind::Ram, page_size: PageSize::Base };
+        let memory = MemoryMap::new(vec![region]).expect("one region");
+        let universe = memory.universe();
+        Self { memory, zero: FrameSet::empty(universe), free: FrameSet::empty(universe), salt: salt | 1 }
+    }
+
     /// True for a frame that reads as zeros in every clone.
     pub fn is_blank(&self, gfn: Gfn) -> bool {
         self.zero.contains(gfn) || self.free.contains(gfn)
@@ -67,6 +76,14 @@ impl Image {
     /// A word of the image as it is served.
     pub fn word(&self, gfn: Gfn, index: u64) -> u64 {
         if self.zero.contains(gfn) { 0 } else { (gfn.index() + 1).wrapping_mul(self.salt).wrapping_add(index) }
+    }
+
+    /// True when `bytes` are the page of `gfn` as it is served.
+    pub fn is_page(&self, gfn: Gfn, bytes: &[u8]) -> bool {
+        let words = bytes.as_chunks::<8>().0;
+        let (first, step) = if self.zero.contains(gfn) { (0, 0) } else { (self.word(gfn, 0), 1) };
+        words.len() as u64 == WORDS
+            && words.iter().zip(0..).all(|(word, at)| u64::from_le_bytes(*word) == first.wrapping_add(at * step))
     }
 
     /// Appends the page of `gfn` as it is served.

@@ -27,6 +27,7 @@ pub mod files;
 pub mod guest;
 pub mod image;
 pub mod linux_memory;
+pub mod multicast;
 pub mod network;
 pub mod operations;
 pub mod port;
