@@ -64,7 +64,7 @@ fn bench(args: &Args) -> anyhow::Result<Value> {
         "runs": runs.iter().map(Run::json).collect::<Vec<_>>(),
         "seconds_8_by_1": growth.map(rounded),
         "lockstep_ratio": rounded(lockstep.ratio),
-        "lockstep": { "clones": LOCKSTEP, "one": rounded(lockstep.one), "all": rounded(lockstep.all) },
+        "lockstep": { "clones": LOCKSTEP, "one": rounded(lockstep.one), "all": rounded(lockstep.all), "interface_ratio": rounded(lockstep.interface_ratio) },
         "count_check": rounded(check),
     }))
 }
@@ -194,11 +194,14 @@ impl Run {
     }
 }
 
-/// What clones in lockstep are sent, by the size of the image.
+/// What clones in lockstep are sent, by the size of the image: datagrams of the group, and pages over connections, with all
+/// headers.
 struct Lockstep {
     one: f64,
     all: f64,
     ratio: f64,
+    /// The same by the interface, on which the kernel's acknowledgements of the clones' requests go out too.
+    interface_ratio: f64,
 }
 
 /// Guests that touch all of their memory at the same time and in the same order, none of which is fetched before it is touched.
@@ -206,19 +209,24 @@ fn lockstep(args: &Args) -> anyhow::Result<Lockstep> {
     let image = RandomImage::make(args.pick(16, 64))?;
     let network = Network::new(NetworkConfig { hosts: 2, mtu: MTU })?;
     warm(image.bytes.len() as u64 * LOCKSTEP as u64);
-    let sent = |clones| -> anyhow::Result<f64> {
+    let sent = |clones| -> anyhow::Result<[f64; 2]> {
         let station = Station::start(&network, &image)?;
         let before = Sent::now(&station)?;
         let statuses = station.demand(clones)?;
-        Ok(before.since(&station, &statuses)? as f64 / image.bytes.len() as f64)
+        let by = [station.sent(&statuses)?, before.since(&station, &statuses)?];
+        Ok(by.map(|bytes| bytes as f64 / image.bytes.len() as f64))
     };
-    let (mut ones, mut alls) = (Vec::new(), Vec::new());
-    for _ in 0..args.pick(1, 3) {
-        ones.push(sent(1)?);
-        alls.push(sent(LOCKSTEP)?);
+    let (mut ones, mut alls) = ([vec![], vec![]], [vec![], vec![]]);
+    for _ in 0..3 {
+        for (clones, samples) in [(1, &mut ones), (LOCKSTEP, &mut alls)] {
+            for (sample, samples) in sent(clones)?.into_iter().zip(samples) {
+                samples.push(sample);
+            }
+        }
     }
-    let (one, all) = (median(&mut ones), median(&mut alls));
-    Ok(Lockstep { one, all, ratio: all / one })
+    let [[one, one_by_interface], [all, all_by_interface]] =
+        [ones, alls].map(|mut both| both.each_mut().map(|samples| median(samples)));
+    Ok(Lockstep { one, all, ratio: all / one, interface_ratio: all_by_interface / one_by_interface })
 }
 
 /// What the server counts as sent, by what the interface does when the kernel hands it every datagram by itself.

@@ -26,6 +26,9 @@ const UDP_HEADERS: u64 = 14 + 20 + 8;
 const TCP_HEADERS: u64 = 14 + 20 + 32;
 const TCP_SEGMENT: u64 = 1500 - 20 - 32;
 
+/// A little longer than the server's report of its channels stays as it is.
+const REPORT_AGE: Duration = Duration::from_millis(150);
+
 /// A memserver in the first host of a network, with a multicast channel.
 pub struct Station<'a> {
     network: &'a Network,
@@ -95,6 +98,7 @@ impl<'a> Station<'a> {
     /// # Errors
     /// When it does not.
     pub fn channels(&self) -> anyhow::Result<MulticastStatus> {
+        std::thread::sleep(REPORT_AGE);
         let reply = ask(&self.admin, &Command::Status)?;
         reply.status.and_then(|status| status.multicast).context("a server with a channel tells of it")
     }
