@@ -16,6 +16,7 @@
 pub mod clones;
 pub mod liar;
 pub mod network;
+pub mod receiver_operations;
 pub mod report;
 pub mod scenario;
 pub mod sender_operations;
