@@ -12,7 +12,7 @@ use sim::multicast::sparse::{self, Sparse};
 use sim::multicast::{self, Report, table};
 
 /// The seeds of a usual run.
-const SEEDS: Range<u64> = if cfg!(debug_assertions) { 0..80 } else { 0..3000 };
+const SEEDS: Range<u64> = if cfg!(debug_assertions) { 0..80 } else { 0..2000 };
 
 #[test]
 fn clones_complete_by_seed() {
