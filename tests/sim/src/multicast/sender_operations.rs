@@ -244,11 +244,16 @@ impl Model {
                 let datagram = HEAD + usize::from(self.config.channel.payload);
                 let bytes = usize::from(shards.len()) * datagram;
                 assert!(bytes <= self.config.burst.max(datagram), "a burst of {bytes} bytes");
-                self.bytes += bytes as u64;
                 self.next_seq = self.next_seq.plus(shards.len().into());
                 let map = sender.block(block).expect("what is sent is known");
                 assert_eq!(map.shards(self.config.channel.geometry()), u32::from(count));
                 let indices: Vec<u8> = shards.iter().collect();
+                let geometry = self.config.channel.geometry();
+                let length = |index: &u8| match kind {
+                    ShardKind::Parity => geometry.payload(),
+                    ShardKind::Data | ShardKind::Repair => geometry.shard_span(*index, map.pages()).len(),
+                };
+                self.bytes += indices.iter().map(|index| (HEAD + length(index)) as u64).sum::<u64>();
                 let at = class_index(block.class);
                 match kind {
                     ShardKind::Data => {
@@ -349,7 +354,7 @@ impl Model {
         }
         assert_eq!(sender.members().count(), 0, "silent members stay");
         assert!(self.owed.is_empty(), "{:?} was demanded and never sent", self.owed.runs().collect::<Vec<_>>());
-        assert_eq!(self.unsent, [None; 2], "blocks are sent to their end");
+        assert_eq!(self.unsent[class_index(Class::Demand)], None, "blocks of demand are sent to their end");
     }
 }
 
