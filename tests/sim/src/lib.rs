@@ -10,6 +10,8 @@
 //! - [`server`]: memserver's sessions and schedule behind streams; [`datagrams`]: a model of a page server behind datagrams;
 //! - [`world`]: all of them together, with the properties that are checked.
 //!
+//! The multicast channel has a world of its own, with lighter clones and many more of them: [`multicast`].
+//!
 //! Apart from it are the bodies of fuzz targets: [`operations`] drives one pager through any list of operations against a
 //! simple model, [`client`] a session of memserver through anything that a client may send, [`codecs`] the decoders
 //! of messages and frame sets, [`files`] those of files, [`linux_memory`] the introspection of a guest's memory.
