@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, ensure};
+use anyhow::{anyhow, bail, ensure};
 use clap::{Parser, ValueEnum};
 use descriptor::image::ImageReader;
 use descriptor::{Descriptor, FrameSet};
@@ -86,12 +86,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
         let engine = scope.spawn(|| engine.run());
         let ended = || engine.join().map_err(|_| anyhow!("the engine panicked"));
-        wait_until_live(&handle)?;
+        if let Err(error) = wait_until_live(&handle) {
+            guest.end();
+            bail!("{error:#}; its engine: {}", ended()?.outcome);
+        }
         say("live")?;
         wait_for_order()?;
         let (report, status) = match arguments.mode {
             Mode::Fill => {
-                ensure!(handle.send(Command::Hydrate(Hydrate::Now)), "the engine takes no command");
+                // One that others' pages have made complete already takes no command.
+                let _ = handle.send(Command::Hydrate(Hydrate::Now));
                 let ended = ended()?;
                 ensure!(ended.status.progress.missing.get() == 0, "the clone is not complete: {}", ended.outcome);
                 say("complete")?;
