@@ -98,12 +98,14 @@ impl Assembler {
     }
 
     /// The shards of the block that are in their places.
-    pub fn shards(&self, block: BlockId) -> ShardSet {
+    #[cfg(test)]
+    fn shards(&self, block: BlockId) -> ShardSet {
         self.blocks.get(&block).map_or(ShardSet::EMPTY, |buffer| buffer.have)
     }
 
     /// True when the block is not complete, and [`Assembler::recover`] would complete it.
-    pub fn is_recoverable(&self, block: BlockId) -> bool {
+    #[cfg(test)]
+    fn is_recoverable(&self, block: BlockId) -> bool {
         self.blocks.get(&block).is_some_and(|buffer| {
             let missing = buffer.missing().len();
             missing > 0 && usize::from(missing) <= buffer.rows.len()

@@ -201,18 +201,6 @@ impl BlockMap {
         self.frames_of(page..page.checked_add(1)?).next().map(|(_, frames)| frames.start())
     }
 
-    /// The stored page that is `gfn`.
-    pub fn page_of(&self, gfn: Gfn) -> Option<u32> {
-        let mut before = 0;
-        for run in self.stored() {
-            if run.frames().contains(gfn) {
-                return Some(before + (gfn - run.frames().start()).get() as u32);
-            }
-            before += u32::from(run.count);
-        }
-        None
-    }
-
     /// The frames of these stored pages, each run of them with its first page; pages that the block has not are left out.
     pub fn frames_of(&self, pages: Range<u32>) -> impl Iterator<Item = (u32, FrameRange)> {
         let mut before = 0;
@@ -368,7 +356,6 @@ mod tests {
         let map = map(&[(10, 2, Content::Stored), (12, 9, Content::Zero), (30, 3, Content::Stored)]);
         assert_eq!(map.pages(), 5);
         assert_eq!((map.frame_of(1), map.frame_of(2), map.frame_of(5)), (Some(Gfn::new(11)), Some(Gfn::new(30)), None));
-        assert_eq!((map.page_of(Gfn::new(32)), map.page_of(Gfn::new(12))), (Some(4), None));
         assert_eq!(map.frames_of(1..4).collect::<Vec<_>>(), [(1, range(11, 1)), (2, range(30, 2))]);
     }
 

@@ -93,14 +93,6 @@ impl Geometry {
         self.stream_length(pages).div_ceil(self.payload()) as u32
     }
 
-    /// Stored pages that a block of `shards` may have, from fewest to most; empty when there is no such block.
-    pub const fn pages_of(self, shards: u8) -> Range<u32> {
-        // The most pages whose stream fits into one shard less, and into all of them.
-        let before = Self::pages_within(self.payload() * (shards as usize).saturating_sub(1));
-        let within = Self::pages_within(self.payload() * shards as usize);
-        before..within
-    }
-
     /// The bytes of the stream that `shard` has when the block has `pages` stored pages.
     pub fn shard_span(self, shard: u8, pages: u32) -> Range<usize> {
         let length = self.stream_length(pages);
@@ -132,11 +124,6 @@ impl Geometry {
             return 0..0;
         }
         self.first_page(shard)..((span.end - Self::MAP).div_ceil(PAGE) as u32)
-    }
-
-    /// One more than the pages whose stream fits into `bytes`; zero when not even the map does.
-    const fn pages_within(bytes: usize) -> u32 {
-        if bytes < Self::MAP { 0 } else { ((bytes - Self::MAP) / PAGE) as u32 + 1 }
     }
 }
 
@@ -180,8 +167,6 @@ mod tests {
             let pages = pages.min(geometry.pages_per_block());
             let shards = u8::try_from(geometry.shards_of(pages)).unwrap();
             prop_assert!(shards <= Geometry::MAX_SHARDS);
-            prop_assert!(geometry.pages_of(shards).contains(&pages));
-            prop_assert!(!geometry.pages_of(shards - 1).contains(&pages));
             let mut at = 0;
             for shard in 0..shards {
                 let span = geometry.shard_span(shard, pages);

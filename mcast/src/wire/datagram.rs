@@ -1,4 +1,6 @@
-use super::structs::kind;
+use zerocopy::FromBytes;
+
+use super::structs::{MemberHeader, SenderHeader, ShardHeader, kind};
 use super::{Confirm, Nack, Pulse, PulseKind, Report, ShardDatagram, ShardKind, VERSION, WireError};
 
 /// A datagram, borrowing from the buffer that it was received in.
@@ -43,6 +45,12 @@ impl<'a> Datagram<'a> {
         }
     }
 
+    /// The session that `bytes` belong to if they are a datagram, which is not looked at: for whoever has to choose who decodes
+    /// it.
+    pub fn session_of(bytes: &[u8]) -> Option<u64> {
+        MemberHeader::ref_from_prefix(bytes).ok().map(|(head, _)| head.session.get())
+    }
+
     /// The session that it belongs to.
     pub fn session(&self) -> u64 {
         match self {
@@ -77,3 +85,9 @@ impl<'a> Datagram<'a> {
         }
     }
 }
+
+// It stands at the same place in all datagrams, see `Datagram::session_of`; a shorter one than a member's head is none.
+const _: () = {
+    assert!(std::mem::offset_of!(ShardHeader, session) == std::mem::offset_of!(MemberHeader, session));
+    assert!(std::mem::offset_of!(SenderHeader, session) == std::mem::offset_of!(MemberHeader, session));
+};

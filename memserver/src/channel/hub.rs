@@ -185,7 +185,7 @@ impl Hub {
             match event {
                 Event::Woken => woken = true,
                 Event::Feedback { bytes, .. } => {
-                    let stream = Datagram::decode(bytes).ok().and_then(|it| self.streams.get_mut(&it.session()));
+                    let stream = Datagram::session_of(bytes).and_then(|session| self.streams.get_mut(&session));
                     match stream {
                         Some(stream) => stream.sender.feedback(self.shared.now(), bytes),
                         None => self.past.total.strange += 1,
