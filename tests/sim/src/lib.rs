@@ -46,19 +46,25 @@ pub use world::{Report, World};
 /// # Panics
 /// When a property does not hold.
 pub fn run(seed: u64) -> Report {
-    let _named = Named(seed);
+    let _named = Named { what: "simulation", variable: "SIM_SEED", test: "simulation", seed };
     World::new(Scenario::draw(seed)).run()
 }
 
 /// Prints the seed of a run that panics.
-struct Named(u64);
+struct Named {
+    what: &'static str,
+    /// The environment variable by which the test is told to run this seed alone.
+    variable: &'static str,
+    test: &'static str,
+    seed: u64,
+}
 
 impl Drop for Named {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let Self { what, variable, test, seed } = self;
             eprintln!(
-                "simulation failed; run it again with SIM_SEED={} cargo test --release --test simulation",
-                self.0
+                "{what} failed; run it again with {variable}={seed} cargo test --release -p snowflock-tests --test {test}"
             );
         }
     }

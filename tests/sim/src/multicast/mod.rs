@@ -29,25 +29,13 @@ pub use report::Report;
 pub use scenario::Scenario;
 pub use world::World;
 
+use crate::Named;
+
 /// Runs the scenario that `seed` stands for; prints the seed when a property does not hold.
 ///
 /// # Panics
 /// When a property does not hold.
 pub fn run(seed: u64) -> Report {
-    let _named = Named(seed);
+    let _named = Named { what: "the channel", variable: "MCAST_SEED", test: "multicast", seed };
     World::new(Scenario::draw(seed)).run()
-}
-
-/// Prints the seed of a run that panics.
-struct Named(u64);
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!(
-                "the channel failed; run it again with MCAST_SEED={} cargo test --release -p snowflock-tests --test multicast",
-                self.0
-            );
-        }
-    }
 }
