@@ -10,8 +10,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::make::{Target, Work};
 use super::{CliError, Outcome, progress_bar};
+use crate::import::Origin;
 use crate::import::qemu::capture::{CaptureOptions, DiskOverlay, Method, ParseMethodError, Progress, capture};
-use crate::import::qemu::{Origin, RamFile, SavedFiles, import};
+use crate::import::qemu::{RamFile, SavedFiles, import};
 use crate::{ImageId, Report};
 
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use super::make::{Target, Work};
 use super::{CliError, Outcome};
 use crate::ImageId;
 use crate::file::FileKind;
-use crate::import::xen::{self, Origin};
+use crate::import::{Origin, xen};
 
 #[derive(Debug, Args)]
 pub(super) struct XlStream {
@@ -37,6 +37,7 @@ impl XlStream {
         let origin = Origin {
             image: ImageId::random().map_err(CliError::Random)?,
             parent: self.target.name.clone(),
+            version: String::new(),
             captured,
             pause: None,
             servers: self.target.servers.clone(),

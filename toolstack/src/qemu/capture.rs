@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use descriptor::image::ImageReader;
+use descriptor::import::Origin;
 use descriptor::import::qemu::capture::{self, Captured, Progress};
-use descriptor::import::qemu::{ImportError, Origin, import};
+use descriptor::import::qemu::{ImportError, import};
 use descriptor::introspect::Surveyor;
 use descriptor::{Endpoint, FrameSet, ImageId};
 use indicatif::{ProgressBar, ProgressStyle};

@@ -1,7 +1,6 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
@@ -9,9 +8,9 @@ use super::record::records;
 use super::stream::{BlockPages, Stream, StreamError};
 use super::{ExternalBlock, Layout, LayoutError};
 use crate::image::{ImageError, ImageFile, ImageIndex, ImageReader};
-use crate::import::relative_to;
+use crate::import::{Origin, relative_to};
 use crate::vm::{Hypervisor, Identity};
-use crate::{Descriptor, Endpoint, FrameSet, ImageId};
+use crate::{Descriptor, FrameSet};
 
 /// The files of a capture.
 #[derive(Clone, Debug)]
@@ -31,23 +30,6 @@ pub struct RamFile {
     pub path: PathBuf,
     /// The offset in bytes of the block in the file.
     pub offset: u64,
-}
-
-/// What the stream does not say of the capture.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    /// The name of the new image.
-    pub image: ImageId,
-    /// The parent's name, for people.
-    pub parent: String,
-    /// QEMU's version, such as `10.0.2`; empty where it is not known.
-    pub version: String,
-    /// When the parent stood still.
-    pub captured: SystemTime,
-    /// For how long; `None` where it did not run.
-    pub pause: Option<Duration>,
-    /// The page servers to be written into the descriptor.
-    pub servers: Vec<Endpoint>,
 }
 
 /// A capture that cannot be imported.
@@ -146,7 +128,7 @@ pub fn import(
     };
     let empty = || FrameSet::empty(index.memory.universe());
     let descriptor = Descriptor {
-        identity: identity(&stream, &origin),
+        identity: Identity { machine: stream.machine.clone(), ..origin.identity(Hypervisor::Qemu) },
         memory: index.memory.clone(),
         eager: empty(),
         zero: index.zero.clone(),
@@ -190,22 +172,12 @@ fn external_blocks<'f>(
     Ok(external)
 }
 
-fn identity(stream: &Stream, origin: &Origin) -> Identity {
-    let since_1970 = origin.captured.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Identity {
-        image: origin.image,
-        parent: origin.parent.clone(),
-        hypervisor: Hypervisor::Qemu,
-        hypervisor_version: origin.version.clone(),
-        machine: stream.machine.clone(),
-        captured_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
-        pause_us: origin.pause.map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
+    use crate::ImageId;
     use crate::import::qemu::CloneState;
     use crate::import::qemu::stream::testing::{DEVICES, StreamBuilder, sample};
     use crate::{FrameRange, Gfn, PageCount};

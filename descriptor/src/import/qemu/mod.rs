@@ -13,6 +13,6 @@ pub mod qmp;
 pub mod record;
 pub mod stream;
 
-pub use files::{ImportError, Origin, RamFile, SavedFiles, import};
+pub use files::{ImportError, RamFile, SavedFiles, import};
 pub use layout::{ExternalBlock, Layout, LayoutError};
 pub use record::CloneState;

@@ -1,7 +1,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
@@ -10,25 +9,10 @@ use super::record::records;
 use super::stream::{FileInput, Spool, Stream, StreamError};
 use super::{Layout, LayoutError, time_info};
 use crate::image::{ImageError, ImageFile, ImageIndex, ImageReader};
-use crate::import::relative_to;
+use crate::import::{Origin, relative_to};
 use crate::memory::RegionKind;
 use crate::vm::{Hypervisor, Identity};
-use crate::{Descriptor, Endpoint, FrameSet, ImageId};
-
-/// What the stream does not say of the capture.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    /// The name of the new image.
-    pub image: ImageId,
-    /// The parent's name, for people; where it is empty, the domain's is taken.
-    pub parent: String,
-    /// When the parent stood still.
-    pub captured: SystemTime,
-    /// For how long; `None` where that is not known.
-    pub pause: Option<Duration>,
-    /// The page servers to be written into the descriptor.
-    pub servers: Vec<Endpoint>,
-}
+use crate::{Descriptor, FrameSet};
 
 /// A stream that became an image.
 #[derive(Clone, Debug)]
@@ -165,17 +149,13 @@ pub fn import(
 }
 
 fn identity(stream: &Stream, origin: &Origin) -> Identity {
-    let since_1970 = origin.captured.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let config = Config::of(stream);
-    let parent = if origin.parent.is_empty() { config.name } else { origin.parent.clone() };
+    let known = origin.identity(Hypervisor::Xen);
     Identity {
-        image: origin.image,
-        parent: shortened(parent),
-        hypervisor: Hypervisor::Xen,
+        parent: shortened(if known.parent.is_empty() { config.name } else { known.parent }),
         hypervisor_version: format!("{}.{}", stream.xen.0, stream.xen.1),
         machine: shortened(config.kind),
-        captured_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
-        pause_us: origin.pause.map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)),
+        ..known
     }
 }
 
@@ -187,16 +167,19 @@ fn shortened(mut text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
     use crate::import::xen::stream::testing::{CONFIG, StreamBuilder, sample};
     use crate::import::xen::time_info::tests::{clock, scale};
     use crate::import::xen::{RecordError, hole_stream};
-    use crate::{FrameRange, Gfn, PageCount};
+    use crate::{FrameRange, Gfn, ImageId, PageCount};
 
     fn origin() -> Origin {
         Origin {
             image: ImageId::from_bytes([7; 16]),
             parent: String::new(),
+            version: String::new(),
             captured: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
             pause: Some(Duration::from_micros(6100)),
             servers: vec![],

@@ -12,6 +12,6 @@ pub mod record;
 pub mod stream;
 mod time_info;
 
-pub use files::{ImportError, Imported, Origin, import, read, spool};
+pub use files::{ImportError, Imported, import, read, spool};
 pub use layout::{Layout, LayoutError};
 pub use record::{RecordError, hole_stream};

@@ -31,8 +31,9 @@ use self::method::{Backend, Parent};
 use self::session::Session;
 use super::qmp::Qmp;
 use super::stream::{BlockPages, Stream};
-use super::{ImportError, Origin, RamFile, SavedFiles};
+use super::{ImportError, RamFile, SavedFiles};
 use crate::ImageId;
+use crate::import::Origin;
 
 /// How long QEMU may take to answer a command. It answers at once, but one whose main loop writes to a slow disk does not.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
