@@ -34,8 +34,9 @@ fn simulation_by_seed() {
     println!("{total:?}");
     if seeds == SEEDS {
         // The mishaps must happen, or the test tests nothing.
-        let Total { faults, avoided, covered, retried, stale, duplicates, promoted, discarded, failed, .. } = total;
-        for count in [faults, avoided, covered, retried, stale, duplicates, promoted, discarded, failed] {
+        let Total { faults, avoided, covered, retried, stale, duplicates, promoted, failed, .. } = total;
+        let Total { discarded, overwritten, .. } = total;
+        for count in [faults, avoided, covered, retried, stale, duplicates, promoted, failed, discarded, overwritten] {
             assert!(count > 0, "something never happened: {total:?}");
         }
     }
@@ -56,6 +57,7 @@ struct Total {
     stale: u64,
     duplicates: u64,
     discarded: u64,
+    overwritten: u64,
     given_up: u64,
 }
 
@@ -75,6 +77,7 @@ impl Total {
             self.stale += stats.stale;
             self.duplicates += stats.duplicates;
             self.discarded += stats.discarded;
+            self.overwritten += stats.overwritten;
             self.given_up += stats.given_up;
         }
     }
@@ -94,6 +97,7 @@ impl Total {
             stale: self.stale + other.stale,
             duplicates: self.duplicates + other.duplicates,
             discarded: self.discarded + other.discarded,
+            overwritten: self.overwritten + other.overwritten,
             given_up: self.given_up + other.given_up,
         }
     }

@@ -3,9 +3,33 @@
 //! ```text
 //! {"cmd":"status"}                    → {"ok":true,"status":{…}}
 //! {"cmd":"hydrate","policy":"now"}    → {"ok":true}            policy: "now", "off", or pages per second as a number
+//! {"cmd":"overwrite","ranges":[[gfn,count],…]}
+//!                                     → {"ok":true,"frames":N,"present":M}
 //! {"cmd":"quit"}                      → {"ok":true}            the guest is failed by policy unless it is complete
 //! anything else                       → {"ok":false,"error":"…"}
 //! ```
+//!
+//! # Whole overwrites
+//! A VMM or toolstack that is about to overwrite frames of the guest, every byte of them, says so with `overwrite` and waits for
+//! the answer: then nothing of them will be fetched any more, and a page that was asked for before is not installed when it
+//! comes. What a device reads from a disk or a network into whole pages, what a balloon hands back, what a loader fills: none
+//! of it needs the parent's contents first.
+//!
+//! - `frames` tells how many were missing and need no fetch any more, `present` how many the clone has already; the others were
+//!   zero, free, given up, or named before. Frames that are not in the guest's memory refuse the whole command.
+//! - It is a promise. Until it is kept, the frames read as zeros or as in the image. A frame of which only a part will be
+//!   written must not be named.
+//! - Nothing depends on it: where the command fails, as with a pager that has ended because its clone is complete, the write is
+//!   as right as ever, and at worst some pages travel in vain.
+//! - The write itself is an ordinary one: the first touch of a missing frame faults, and the pager answers with zeros at once, for
+//!   the frames named around it as well. A VMM that holds the userfaultfd may install its pages by itself; the pager
+//!   finds them in place.
+//! - Over huge pages, frames that are not named still come before any of their huge page can be touched. Whole huge pages cost no
+//!   fetch at all.
+//! - What the guest gives up by itself, a balloon or free page reporting, reaches the pager as the port's own events (`REMOVE` of
+//!   a userfaultfd) and needs no command.
+//!
+//! `memtap/examples/overwrite.rs` is a client.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::num::NonZeroU64;
@@ -13,29 +37,26 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+use descriptor::{FrameRange, Gfn, PageCount};
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::engine::{Command, ControlHandle, StopReason};
+use crate::engine::{Command, ControlHandle, StopReason, Unanswered};
 use crate::pager::Hydrate;
 
-/// The longest command: what is defined takes some tens of bytes.
-const MAX_LINE: u64 = 4096;
+/// The longest command: some thousands of ranges to be overwritten, as many as a device has requests under way.
+const MAX_LINE: u64 = 1 << 16;
 
 /// Clients at one time: an operator, a monitor, a script, and as many that forgot to close.
 const MAX_CLIENTS: usize = 8;
 
 /// How long a client may be silent, or not take its answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long the engine may take to answer: it does between two installations.
-const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A socket that cannot be made, or a pager that does not answer on it.
 #[derive(Debug, Error)]
@@ -75,6 +96,7 @@ pub enum AdminError {
 enum Request {
     Status,
     Hydrate { policy: Policy },
+    Overwrite { ranges: Vec<(u64, u64)> },
     Quit,
 }
 
@@ -196,18 +218,23 @@ fn talk(stream: &UnixStream, control: &ControlHandle) -> io::Result<()> {
 }
 
 fn answer(line: &str, control: &ControlHandle) -> Result<Value, String> {
-    let done =
-        |sent| if sent { Ok(json!({"ok": true})) } else { Err("the pager has ended, or is overwhelmed".to_owned()) };
+    let told = |error: Unanswered| error.to_string();
+    let done = |sent| if sent { Ok(json!({"ok": true})) } else { Err(told(Unanswered::Ended)) };
     match serde_json::from_str(line).map_err(|error| error.to_string())? {
-        Request::Status => {
-            let (sender, receiver) = sync_channel(1);
-            done(control.send(Command::Status(sender)))?;
-            let status = receiver.recv_timeout(ENGINE_TIMEOUT).map_err(|_| "the pager does not answer".to_owned())?;
-            Ok(json!({"ok": true, "status": status}))
+        Request::Status => Ok(json!({"ok": true, "status": control.ask(Command::Status).map_err(told)?})),
+        Request::Overwrite { ranges } => {
+            let ranges = ranges.into_iter().map(range).collect::<Result<Vec<_>, _>>()?;
+            let noted = control.overwrite(ranges).map_err(|error| error.to_string())?;
+            Ok(json!({"ok": true, "frames": noted.frames.get(), "present": noted.present.get()}))
         }
         Request::Hydrate { policy } => done(control.send(Command::Hydrate(hydrate(&policy)?))),
         Request::Quit => done(control.send(Command::Stop(StopReason::Admin))),
     }
+}
+
+fn range((start, count): (u64, u64)) -> Result<FrameRange, String> {
+    let range = Gfn::checked(start).and_then(|start| FrameRange::checked(start, PageCount::new(count)));
+    range.ok_or_else(|| format!("{count} frames from {start} on are more than any guest has"))
 }
 
 fn hydrate(policy: &Policy) -> Result<Hydrate, String> {

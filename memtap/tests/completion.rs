@@ -29,7 +29,7 @@ fn nobody_is_left_waiting_when_paging_ends() {
         let guest: &'static EmbeddedGuest = Box::leak(Box::new(guest));
         let workload: Workload = format!("random,touches=20%,writes=50%,discards=2%,seed={round}").parse().unwrap();
         let free = FrameSet::empty(map.universe());
-        let plan = GuestPlan { workload, threads: 4, image: None, free, epoch: Instant::now() };
+        let plan = GuestPlan { workload, threads: 4, image: None, free, announce: None, epoch: Instant::now() };
         let (sender, done) = channel();
         std::thread::spawn(move || sender.send(guest.work(&plan).map(|report| report.touches)));
         handle.ready();

@@ -77,5 +77,5 @@ pub fn commanded(
 pub fn guest_plan(workload: &str, image: &RandomImage) -> anyhow::Result<GuestPlan> {
     let workload: Workload = workload.parse()?;
     let free = FrameSet::empty(Descriptor::read(&image.descriptor_path)?.memory.universe());
-    Ok(GuestPlan { workload, threads: 1, image: None, free, epoch: Instant::now() })
+    Ok(GuestPlan { workload, threads: 1, image: None, free, announce: None, epoch: Instant::now() })
 }

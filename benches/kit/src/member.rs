@@ -81,6 +81,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         threads: 1,
         image: Some(ImageReader::open(&arguments.index)?),
         free: FrameSet::empty(descriptor.memory.universe()),
+        announce: None,
         epoch: Instant::now(),
     };
     std::thread::scope(|scope| {

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::CliError;
 use super::options::{CloneOptions, print_json};
 use crate::engine::{Command, ControlHandle, Ended, Outcome, exit_code};
-use crate::guest::embedded::{Backing, EmbeddedError, EmbeddedGuest, GuestPlan, GuestReport, Workload};
+use crate::guest::embedded::{Announce, Backing, EmbeddedError, EmbeddedGuest, GuestPlan, GuestReport, Workload};
 use crate::stats::Status;
 
 /// Run a guest of threads in this process, page its memory, and check it.
@@ -34,7 +34,7 @@ pub(super) struct GuestOptions {
     #[arg(long, value_name = "X.snowidx")]
     pub(super) verify: Option<PathBuf>,
     /// What the guest does: sequential, strided:PAGES, random or hot:PERCENT%, then options such as
-    /// touches=20%,writes=30%,discards=1%,seed=1.
+    /// touches=20%,writes=30%,discards=1%,overwrites=0%,seed=1.
     #[arg(long, value_name = "SPEC", default_value = "random", value_parser = |text: &str| text.parse::<Workload>())]
     pub(super) workload: Workload,
     /// How many threads the guest has.
@@ -47,9 +47,14 @@ pub(super) struct GuestOptions {
 
 impl GuestOptions {
     /// What the guest is to do.
-    pub(super) fn plan(&self, free: FrameSet, epoch: Instant) -> Result<GuestPlan, CliError> {
+    pub(super) fn plan(
+        &self,
+        free: FrameSet,
+        announce: Option<Announce>,
+        epoch: Instant,
+    ) -> Result<GuestPlan, CliError> {
         let image = self.verify.as_deref().map(ImageReader::open).transpose()?;
-        Ok(GuestPlan { workload: self.workload, threads: self.guest_threads, image, free, epoch })
+        Ok(GuestPlan { workload: self.workload, threads: self.guest_threads, image, free, announce, epoch })
     }
 }
 
@@ -61,7 +66,9 @@ enum Happened {
 
 pub(super) fn run(arguments: &EmbeddedArgs, epoch: Instant) -> Result<u8, CliError> {
     let prepared = arguments.clone.prepare(epoch)?;
-    let plan = arguments.guest.plan(prepared.descriptor.free.clone(), epoch)?;
+    let control = prepared.handle.clone();
+    let announce: Announce = Box::new(move |range| control.overwrite(vec![range]).is_ok());
+    let plan = arguments.guest.plan(prepared.descriptor.free.clone(), Some(announce), epoch)?;
     let (guest, port, handle) = EmbeddedGuest::new(&prepared.descriptor.memory, arguments.guest.backing)?;
     let control = prepared.handle.clone();
     let none = prepared.none();
@@ -126,9 +133,7 @@ pub(super) fn run(arguments: &EmbeddedArgs, epoch: Instant) -> Result<u8, CliErr
 }
 
 fn ask(control: &ControlHandle) -> Option<Status> {
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    control.send(Command::Status(sender));
-    receiver.recv_timeout(Duration::from_secs(5)).ok()
+    control.ask(Command::Status).ok()
 }
 
 fn result(report: &GuestReport, status: Option<&Status>, done: bool, elapsed: Duration) -> serde_json::Value {

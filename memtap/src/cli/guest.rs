@@ -8,9 +8,10 @@ use serde_json::json;
 use super::CliError;
 use super::embedded::GuestOptions;
 use super::options::print_json;
+use crate::admin;
 use crate::engine::exit_code;
 use crate::guest::Guest;
-use crate::guest::embedded::EmbeddedGuest;
+use crate::guest::embedded::{Announce, EmbeddedGuest};
 use crate::port::firecracker::hand_over;
 
 /// Run a guest of threads that hands its memory over to a `memtap uffd`, as a VMM does.
@@ -25,13 +26,16 @@ pub(super) struct GuestArgs {
     /// The descriptor of the clone.
     #[arg(long, value_name = "X.snow")]
     descriptor: PathBuf,
+    /// The pager's admin socket, where the guest says what it is about to overwrite.
+    #[arg(long, value_name = "PATH")]
+    admin: Option<PathBuf>,
     #[command(flatten)]
     guest: GuestOptions,
 }
 
 pub(super) fn run(arguments: &GuestArgs, epoch: Instant) -> Result<u8, CliError> {
     let descriptor = Descriptor::read(&arguments.descriptor)?;
-    let plan = arguments.guest.plan(descriptor.free.clone(), epoch)?;
+    let plan = arguments.guest.plan(descriptor.free.clone(), arguments.admin.clone().map(announce), epoch)?;
     let (guest, port, mut life) = EmbeddedGuest::new(&descriptor.memory, arguments.guest.backing)?;
     let connection = hand_over(&arguments.socket, &port, &descriptor.memory)
         .map_err(|error| CliError::Start("cannot hand the memory over", error))?;
@@ -46,4 +50,11 @@ pub(super) fn run(arguments: &GuestArgs, epoch: Instant) -> Result<u8, CliError>
     }))?;
     drop((connection, port));
     Ok(if report.mismatches > 0 { exit_code::MISMATCH } else { exit_code::DONE })
+}
+
+fn announce(admin: PathBuf) -> Announce {
+    Box::new(move |range| {
+        let command = json!({"cmd": "overwrite", "ranges": [[range.start().index(), range.count().get()]]});
+        admin::ask(&admin, &command).is_ok()
+    })
 }

@@ -1,16 +1,43 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
+use descriptor::FrameRange;
 use rustix::event::EventfdFlags;
+use thiserror::Error;
 
 use super::outcome::StopReason;
-use crate::pager::Hydrate;
+use crate::pager::{Hydrate, NotMemory, Overwritten};
 use crate::stats::Status;
 
 /// Commands that may wait for the data plane, which takes them between two installations: more than a handful means that
 /// nobody reads the answers.
 const QUEUE: usize = 32;
+
+/// How long the engine may take to answer: it does between two installations.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A command that an engine did not answer.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Unanswered {
+    /// It was not taken, or forgotten at the engine's end.
+    #[error("the pager has ended, or is overwhelmed")]
+    Ended,
+    /// It was taken.
+    #[error("the pager does not answer")]
+    Silent,
+}
+
+/// Overwrites that were not noted.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(transparent)]
+pub enum OverwriteError {
+    /// The engine did not answer.
+    Unanswered(#[from] Unanswered),
+    /// Some of the frames are none of the guest's.
+    NotMemory(#[from] NotMemory),
+}
 
 /// What an engine can be told from other threads.
 pub enum Command {
@@ -18,6 +45,8 @@ pub enum Command {
     Status(SyncSender<Status>),
     /// Fetch the rest in this way from now on.
     Hydrate(Hydrate),
+    /// Note that these frames will be wholly overwritten, see [`Pager::overwrite`](crate::pager::Pager::overwrite).
+    Overwrite(Vec<FrameRange>, SyncSender<Result<Overwritten, NotMemory>>),
     /// Stop; the guest is failed by policy unless it is complete.
     Stop(StopReason),
 }
@@ -55,6 +84,29 @@ impl ControlHandle {
         // Fails only when the counter is full, and then the engine is about to wake up.
         let _full = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         sent
+    }
+
+    /// Hands over a command that is answered, and waits for its answer.
+    ///
+    /// # Errors
+    /// When the engine does not take it, or does not answer.
+    pub fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Unanswered> {
+        let (sender, receiver) = sync_channel(1);
+        if !self.send(command(sender)) {
+            return Err(Unanswered::Ended);
+        }
+        receiver.recv_timeout(ANSWER_TIMEOUT).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => Unanswered::Ended,
+            RecvTimeoutError::Timeout => Unanswered::Silent,
+        })
+    }
+
+    /// Says that `ranges` will be wholly overwritten, see [`Pager::overwrite`](crate::pager::Pager::overwrite).
+    ///
+    /// # Errors
+    /// When the engine did not answer, or some of the frames are none of the guest's.
+    pub fn overwrite(&self, ranges: Vec<FrameRange>) -> Result<Overwritten, OverwriteError> {
+        Ok(self.ask(|answer| Command::Overwrite(ranges, answer))??)
     }
 }
 

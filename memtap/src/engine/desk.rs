@@ -105,6 +105,7 @@ impl Desk {
                     self.hydrate = hydrate;
                     self.pager.set_hydrate(now, hydrate);
                 }
+                Command::Overwrite(ranges, answer) => drop(answer.try_send(self.pager.overwrite(&ranges))),
                 Command::Stop(reason) => self.stop = Some(reason),
             }
         }

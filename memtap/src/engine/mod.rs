@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use descriptor::ImageId;
 use descriptor::fetch::Limits;
 
-pub use control::{Command, Control, ControlHandle, control};
+pub use control::{Command, Control, ControlHandle, OverwriteError, Unanswered, control};
 pub use outcome::{EngineError, OnFailure, Outcome, StopReason, exit_code};
 
 use crate::guest::Guest;

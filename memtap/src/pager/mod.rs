@@ -52,7 +52,7 @@
 //! ```
 //!
 //! Invariants, each tested: bytes from the source are installed at most once for a frame, never over a page that is there,
-//! never over one that the guest gave up; every waiter is resumed once its page is there, or the pager fails; queues and
+//! never over one that the guest gave up or that someone is about to overwrite; every waiter is resumed once its page is there, or the pager fails; queues and
 //! windows are bounded.
 
 mod arrivals;
@@ -62,6 +62,7 @@ mod faults;
 mod hydrate;
 mod latency;
 mod message;
+mod overwrite;
 mod prefetch;
 mod presence;
 mod push;
@@ -84,6 +85,7 @@ use serde::Serialize;
 pub use config::{ConfigError, Hydrate, PagerConfig, Prefetch, Retry};
 pub use latency::Latency;
 pub use message::{Failure, Input, Output, Wanted};
+pub use overwrite::{NotMemory, Overwritten};
 pub use stats::PagerStats;
 
 use self::hydrate::{Course, Pace};
@@ -144,7 +146,7 @@ pub struct Progress {
     pub total: PageCount,
     /// Frames that must be fetched still.
     pub missing: PageCount,
-    /// Frames that are not there and need no fetch: zero, free, or given up by the guest.
+    /// Frames that are not there and need no fetch: zero, free, given up by the guest, or about to be overwritten.
     pub avoided: PageCount,
     /// Frames among the missing that the source could not deliver and that nobody has waited for yet.
     pub given_up: PageCount,

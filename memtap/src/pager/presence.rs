@@ -147,6 +147,16 @@ impl Presence {
         self.blank.remove_range(range);
     }
 
+    /// Notes that what the image holds in `range` is not needed any more, and tells which of its frames were cold.
+    pub(super) fn forgo(&mut self, range: FrameRange) -> Vec<FrameRange> {
+        let runs: Vec<FrameRange> = self.cold.runs_in(range.intersection(self.cold.bounds())).collect();
+        for run in &runs {
+            self.cold.remove_range(*run);
+            self.blank.insert_range(*run);
+        }
+        runs
+    }
+
     /// Notes that the guest gave `range` up, and tells which whole granules of it now read as zeros. Part of a granule cannot
     /// be given up: the host has no way to take it.
     pub(super) fn discard(&mut self, range: FrameRange) -> Vec<FrameRange> {

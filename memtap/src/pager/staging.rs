@@ -65,6 +65,11 @@ impl Staging {
         self.first_in(range).is_some()
     }
 
+    /// The granules in `range` that have a buffer.
+    pub(super) fn in_range(&self, range: FrameRange) -> impl Iterator<Item = Gfn> + '_ {
+        self.granules.range(range.start()..range.end()).copied()
+    }
+
     /// The next granule to install from its buffer.
     pub(super) fn next_complete(&mut self) -> Option<FrameRange> {
         self.complete.pop_front().map(|granule| FrameRange::new(granule, self.granule))
@@ -76,7 +81,7 @@ impl Staging {
     }
 
     fn first_in(&self, range: FrameRange) -> Option<Gfn> {
-        self.granules.range(range.start()..range.end()).next().copied()
+        self.in_range(range).next()
     }
 
     fn forget(&mut self, granule: Gfn) {

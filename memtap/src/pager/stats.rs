@@ -11,7 +11,7 @@ pub struct PagerStats {
     pub coalesced: u64,
     /// Faults on a page that was there already.
     pub late: u64,
-    /// Faults answered with zeros at once: zero, free, or discarded frames.
+    /// Faults answered with zeros at once: zero, free, or discarded frames, or such as are about to be overwritten.
     pub avoided: u64,
     /// Faults on a page that was on its way already.
     pub covered: u64,
@@ -29,10 +29,13 @@ pub struct PagerStats {
     pub found_pages: u64,
     /// Pages that arrived although they were there already.
     pub duplicates: u64,
-    /// Pages that arrived after the guest had given them up, or that need no bytes.
+    /// Pages that arrived after the guest had given them up or someone had said that they will be overwritten, or that need no
+    /// bytes.
     pub stale: u64,
     /// Pages given up by the guest.
     pub discarded: u64,
+    /// Missing pages that need no fetch any more because someone said that they will be overwritten.
+    pub overwritten: u64,
     /// Requests for demand pages.
     pub demand_requests: u64,
     /// Requests for bulk pages.

@@ -1,5 +1,6 @@
 //! The pager against a port and a source that do as they are told, one concern at a time.
 
+mod overwrite;
 mod push;
 
 use descriptor::fetch::{ErrorCode, Limits};

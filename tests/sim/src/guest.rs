@@ -23,8 +23,10 @@ pub struct Guest {
 struct Page {
     /// Zeros rather than the image's bytes.
     blank: bool,
-    /// A thread gives it up at this moment: it may hold anything.
+    /// A thread gives it up or is about to overwrite it at this moment: it may hold anything.
     in_doubt: bool,
+    /// It was wholly overwritten with this number and those that follow.
+    filled: Option<u64>,
     written: Vec<(u64, u64)>,
 }
 
@@ -50,6 +52,21 @@ enum Access {
     Read(Gfn),
     Write(Gfn, u64),
     Discard(FrameRange),
+    /// Say that the page will be overwritten.
+    Announce(Gfn, u64),
+    /// Overwrite all of it.
+    Fill(Gfn, u64),
+}
+
+/// What a guest does besides reading and writing, in a thousand accesses each.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    /// Giving memory up, whole granules.
+    pub discards: u32,
+    /// Saying that a page will be overwritten, and overwriting it.
+    pub overwrites: u32,
+    /// The frames of a granule.
+    pub granule: u64,
 }
 
 /// What came of a step of a thread.
@@ -61,6 +78,8 @@ pub enum Step {
     Blocked,
     /// It waits until a range was taken.
     Discards(FrameRange),
+    /// It says that it will overwrite all of a page, and goes on after a while.
+    Announces(Gfn, Duration),
     /// It came to its end.
     Done,
 }
@@ -97,9 +116,8 @@ impl Guest {
         self.threads[thread as usize].since
     }
 
-    /// Lets a thread try its next access, or the one at hand again. `discards`: in a thousand accesses, of `granule` frames
-    /// and multiples.
-    pub fn step(&mut self, now: Duration, thread: u32, port: &mut Port, discards: u32, granule: u64) -> Step {
+    /// Lets a thread try its next access, or the one at hand again.
+    pub fn step(&mut self, now: Duration, thread: u32, port: &mut Port, habits: Habits) -> Step {
         let index = thread as usize;
         let access = match self.threads[index].access {
             Some(access) => access,
@@ -107,13 +125,13 @@ impl Guest {
             None => {
                 self.threads[index].left -= 1;
                 self.threads[index].since = now;
-                self.choose(index, discards, granule)
+                self.choose(index, habits)
             }
         };
         self.threads[index].access = Some(access);
         match access {
-            Access::Read(gfn) | Access::Write(gfn, _) if !port.is_present(gfn) => {
-                port.fault(gfn, thread, matches!(access, Access::Write(..)));
+            Access::Read(gfn) | Access::Write(gfn, _) | Access::Fill(gfn, _) if !port.is_present(gfn) => {
+                port.fault(gfn, thread, !matches!(access, Access::Read(_)));
                 return Step::Blocked;
             }
             Access::Read(gfn) => {
@@ -129,6 +147,21 @@ impl Guest {
                 let page = &mut self.pages[gfn.index() as usize];
                 page.written.retain(|(written, _)| *written != word);
                 page.written.push((word, value));
+            }
+            Access::Announce(gfn, value) => {
+                let page = &mut self.pages[gfn.index() as usize];
+                if page.in_doubt {
+                    self.threads[index].access = None;
+                    return Step::Again(Duration::from_micros(1));
+                }
+                page.in_doubt = true;
+                self.threads[index].access = Some(Access::Fill(gfn, value));
+                // Others may read what is there meanwhile, and late answers come.
+                return Step::Announces(gfn, Duration::from_nanos(self.rng.u64(100..200_000)));
+            }
+            Access::Fill(gfn, value) => {
+                (0..WORDS).for_each(|word| port.write(gfn, word, value.wrapping_add(word)));
+                self.pages[gfn.index() as usize] = Page { filled: Some(value), ..Page::default() };
             }
             Access::Discard(range) => {
                 if range.frames().any(|gfn| self.pages[gfn.index() as usize].in_doubt) {
@@ -171,14 +204,19 @@ impl Guest {
         if page.in_doubt {
             return;
         }
-        let base = if page.blank { 0 } else { self.image.word(gfn, word) };
+        let base = match page.filled {
+            Some(value) => value.wrapping_add(word),
+            None if page.blank => 0,
+            None => self.image.word(gfn, word),
+        };
         let written = page.written.iter().find(|(index, _)| *index == word);
         let expected = written.map_or(base, |(_, value)| *value);
         let found = port.word(gfn, word);
         assert_eq!(found, expected, "word {word} of page {gfn}");
     }
 
-    fn choose(&mut self, thread: usize, discards: u32, granule: u64) -> Access {
+    fn choose(&mut self, thread: usize, habits: Habits) -> Access {
+        let granule = habits.granule;
         let memory = &self.image.memory;
         let universe = memory.universe().get();
         let rng = &mut self.rng;
@@ -193,7 +231,10 @@ impl Guest {
                 break Gfn::new(thread.position);
             }
         };
-        if rng.u32(0..1000) < discards {
+        if habits.overwrites > 0 && rng.u32(0..1000) < habits.overwrites {
+            return Access::Announce(gfn, rng.u64(..));
+        }
+        if rng.u32(0..1000) < habits.discards {
             let start = gfn.index() / granule * granule;
             let count = (granule << rng.u32(0..5)).min(universe - start);
             let range = FrameRange::new(Gfn::new(start), PageCount::new(count));

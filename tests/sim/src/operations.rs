@@ -33,6 +33,12 @@ enum Operation {
         position: u16,
         length: u8,
     },
+    /// Someone says that these will be overwritten.
+    Overwrite {
+        position: u16,
+        length: u8,
+        more: u8,
+    },
     SourceUp {
         requests: u8,
         pages: u16,
@@ -218,6 +224,7 @@ impl Model {
                 }
             }
             Operation::Discard { position, length } => self.discard(pager, *now, position, length),
+            Operation::Overwrite { position, length, more } => self.overwrite(pager, position, length, more),
             Operation::SourceUp { requests, pages } => {
                 let limits = Limits {
                     max_requests: u32::from(requests) + 1,
@@ -432,6 +439,30 @@ impl Model {
                 *page = Page::Blank;
                 self.doubtful[index as usize] = true;
             }
+        }
+    }
+
+    /// Two ranges, which may overlap.
+    fn overwrite(&mut self, pager: &mut Pager, position: u16, length: u8, more: u8) {
+        let start = self.position(position);
+        let count = u64::from(length) * if self.granule > 1 { 8 } else { 1 };
+        let range = |start: u64, count: u64| FrameRange::new(Gfn::new(start), PageCount::new(count));
+        let ranges = [range(start + u64::from(more % 16), u64::from(more / 16)), range(start, count)];
+        let named: BTreeSet<u64> = ranges.iter().flat_map(|range| range.frames()).map(|gfn| gfn.index()).collect();
+        let inside = |gfn: &u64| self.pages.get(*gfn as usize).is_some_and(|page| *page != Page::Outside);
+        if !named.iter().all(inside) {
+            let outside = pager.overwrite(&ranges).expect_err("some of these are not the guest's").0;
+            let named = outside.frames().all(|gfn| named.contains(&gfn.index()) && !inside(&gfn.index()));
+            return assert!(named && !outside.is_empty(), "{outside} is called outside");
+        }
+        let noted = pager.overwrite(&ranges).expect("all of these are the guest's");
+        let count = |what: Page| named.iter().filter(|gfn| self.pages[**gfn as usize] == what).count() as u64;
+        let ended = pager.failure().is_some();
+        assert_eq!(noted.present.get(), count(Page::Present));
+        assert_eq!(noted.frames.get(), if ended { 0 } else { count(Page::Cold) });
+        for gfn in named.into_iter().filter(|_| !ended) {
+            let page = &mut self.pages[gfn as usize];
+            *page = if *page == Page::Cold { Page::Blank } else { *page };
         }
     }
 

@@ -16,6 +16,8 @@ pub struct Port {
     fetched: Vec<u8>,
     /// The pager read that these were given up.
     given_up: Vec<bool>,
+    /// The pager was told that these will be overwritten, when they were not there.
+    forgone: Vec<bool>,
     events: VecDeque<Event>,
     unread_discards: usize,
     blocked: BTreeMap<u64, Vec<u32>>,
@@ -36,6 +38,7 @@ impl Port {
             present: vec![false; size],
             fetched: vec![0; size],
             given_up: vec![false; size],
+            forgone: vec![false; size],
             events: VecDeque::new(),
             unread_discards: 0,
             blocked: BTreeMap::new(),
@@ -86,6 +89,11 @@ impl Port {
         }
         let bytes = range.start().address() as usize..range.end().address() as usize;
         self.memory[bytes].fill(0);
+    }
+
+    /// From now on no bytes of the server's may be installed at `gfn`, unless they come with others of a granule.
+    pub fn forgo(&mut self, gfn: Gfn) {
+        self.forgone[gfn.index() as usize] = self.granule == 1;
     }
 
     /// True when events are unread.
@@ -159,6 +167,7 @@ impl Port {
                 self.present[index] = true;
                 if let Some(pages) = pages {
                     assert!(!self.given_up[index], "page {gfn} is installed although it was given up");
+                    assert!(!self.forgone[index], "page {gfn} is installed although it is about to be overwritten");
                     self.fetched[index] += 1;
                     assert_eq!(self.fetched[index], 1, "page {gfn} is installed twice");
                     let from = (gfn - range.start()).bytes() as usize;

@@ -28,6 +28,8 @@ pub struct Scenario {
     pub accesses: u32,
     /// Accesses in a thousand that give memory up.
     pub discards: u32,
+    /// Accesses in a thousand that overwrite a page wholly, and say so before.
+    pub overwrites: u32,
     /// Installations in a thousand that find the port busy.
     pub busy: u32,
     /// Installing wakes the waiters; otherwise they are resumed one by one.
@@ -107,6 +109,7 @@ impl Scenario {
             threads: rng.u32(1..6),
             accesses: rng.u32(1..40),
             discards: if rng.bool() { rng.u32(0..100) } else { 0 },
+            overwrites: if rng.bool() { rng.u32(0..200) } else { 0 },
             busy: if troubled && rng.bool() { rng.u32(0..300) } else { 0 },
             wakes: rng.bool(),
             needs_zeros: rng.u8(0..3) == 0,

@@ -165,6 +165,15 @@ impl Shell {
         }
     }
 
+    /// Tells the pager that a page of the guest's will be wholly overwritten.
+    pub fn announce(&mut self, gfn: Gfn) {
+        let noted = self.pager.overwrite(&[FrameRange::single(gfn)]).expect("a page of the guest's");
+        // A pager that has given up notes nothing, and installs nothing either.
+        if self.failed.is_none() && noted.present.is_zero() {
+            self.port.forgo(gfn);
+        }
+    }
+
     /// The number of staging buffers.
     pub fn staged(&self) -> usize {
         self.staging.len()

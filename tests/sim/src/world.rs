@@ -9,7 +9,7 @@ use memtap::pager::{Hydrate, Input, PagerStats};
 
 use crate::datagrams::Responder;
 use crate::events::Queue;
-use crate::guest::{Guest, Step};
+use crate::guest::{Guest, Habits, Step};
 use crate::network::Link;
 use crate::port::Port;
 use crate::scenario::Scenario;
@@ -155,14 +155,19 @@ impl World {
         match event {
             Event::Step { clone, thread } => {
                 let Clone { shell, discards, blocked, threads_left, .. } = &mut self.clones[clone];
-                let (rate, granule) = (self.scenario.discards, self.scenario.granule);
+                let Scenario { discards: rate, overwrites, granule, .. } = self.scenario;
+                let habits = Habits { discards: rate, overwrites, granule };
                 if std::mem::take(&mut blocked[thread as usize]) {
                     report.longest_fault = report.longest_fault.max(now - shell.guest.waits_since(thread));
                 }
-                match shell.guest.step(now, thread, &mut shell.port, rate, granule) {
+                match shell.guest.step(now, thread, &mut shell.port, habits) {
                     Step::Again(delay) => self.queue.after(delay, Event::Step { clone, thread }),
                     Step::Blocked => blocked[thread as usize] = true,
                     Step::Discards(range) => discards.push((thread, range)),
+                    Step::Announces(gfn, delay) => {
+                        shell.announce(gfn);
+                        self.queue.after(delay, Event::Step { clone, thread });
+                    }
                     Step::Done => *threads_left -= 1,
                 }
                 Some(clone)

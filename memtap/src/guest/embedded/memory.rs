@@ -85,6 +85,12 @@ impl GuestMemory {
         }
     }
 
+    /// What of `range` lies in the region of its first frame.
+    pub(super) fn within_region(&self, range: FrameRange) -> FrameRange {
+        let region = self.region(range.start()).map(|(frames, _)| frames.intersection(range));
+        region.unwrap_or(FrameRange::new(range.start(), PageCount::ZERO))
+    }
+
     /// Gives up what of `range` lies in the region of its first frame; returns the frames given up.
     pub(super) fn discard(&self, range: FrameRange) -> io::Result<FrameRange> {
         let Some((frames, mapping)) = self.region(range.start()) else {

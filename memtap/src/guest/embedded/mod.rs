@@ -32,13 +32,13 @@ use crate::port::uffd::{HostRegionsError, OpenError, UffdPort, Userfaultfd};
 use crate::stats::Percentiles;
 
 use memory::GuestMemory;
-use model::{Model, word_of};
+use model::{Model, filling, word_of};
 use workload::{Steps, Touch};
 
 /// Frames that belong to one thread together: a huge page, so that a discard never takes another thread's pages.
 const SHARE: u64 = 512;
 
-/// Pages that a discard takes: what a balloon gives up in one piece is larger, a page table smaller.
+/// Pages that a discard or an overwrite takes: what a balloon gives up in one piece is larger, a page table smaller.
 const DISCARD: u64 = 16;
 
 /// What the guest's memory is made of.
@@ -107,6 +107,10 @@ pub struct GuestReport {
     pub discarded: u64,
     /// Touches that had to wait for a page fault, as the guest saw them.
     pub fault_us: Percentiles,
+    /// Pages wholly overwritten.
+    pub overwritten: u64,
+    /// Of these, pages that the pager took note of before.
+    pub announced: u64,
     /// Pages compared with the image, the guest's own changes included, and found right.
     pub verified: u64,
     /// Pages found wrong.
@@ -116,6 +120,9 @@ pub struct GuestReport {
     /// The first frames found wrong.
     pub wrong: Vec<u64>,
 }
+
+/// Tells a pager that frames will be wholly overwritten; false when it took no note of that, as one that has ended.
+pub type Announce = Box<dyn Fn(FrameRange) -> bool + Send + Sync>;
 
 /// What an embedded guest is to do.
 pub struct GuestPlan {
@@ -127,6 +134,8 @@ pub struct GuestPlan {
     pub image: Option<ImageReader>,
     /// Frames whose contents do not matter.
     pub free: FrameSet,
+    /// How to tell the pager what is about to be overwritten; without it the guest overwrites nothing.
+    pub announce: Option<Announce>,
     /// The beginning of the process.
     pub epoch: Instant,
 }
@@ -192,6 +201,8 @@ impl EmbeddedGuest {
             report.touches += thread.touches;
             report.writes += thread.writes;
             report.discarded += thread.discarded;
+            report.overwritten += thread.overwritten;
+            report.announced += thread.announced;
             report.verified += thread.verified;
             report.mismatches += thread.mismatches;
             report.unchecked += thread.unchecked;
@@ -250,6 +261,8 @@ struct ThreadReport {
     touches: u64,
     writes: u64,
     discarded: u64,
+    overwritten: u64,
+    announced: u64,
     verified: u64,
     mismatches: u64,
     unchecked: u64,
@@ -271,6 +284,8 @@ impl Worker<'_> {
             touches: 0,
             writes: 0,
             discarded: 0,
+            overwritten: 0,
+            announced: 0,
             verified: 0,
             mismatches: 0,
             unchecked: 0,
@@ -290,14 +305,23 @@ impl Worker<'_> {
             match touch {
                 Touch::Discard if self.owns(gfn) => {
                     let length = self.memory.granule().get().max(DISCARD);
-                    let start = Gfn::new(gfn.index() - gfn.index() % length);
-                    let range = FrameRange::new(start, PageCount::new(length));
-                    // A region need not begin at a multiple of what is given up.
-                    let range = if self.memory.page(start).is_some() { range } else { FrameRange::single(gfn) };
+                    let range = self.around(gfn, length);
                     let range =
                         self.memory.discard(range).map_err(|source| EmbeddedError::Discard { range, source })?;
                     report.discarded += range.count().get();
                     model.discard(range);
+                }
+                Touch::Overwrite if self.owns(gfn) => {
+                    let Some(announce) = &self.plan.announce else { continue };
+                    let range = self.memory.within_region(self.around(gfn, DISCARD));
+                    // Whether or not anyone took note of it, the pages are written.
+                    report.announced += if announce(range) { range.count().get() } else { 0 };
+                    report.overwritten += range.count().get();
+                    for gfn in range.frames() {
+                        let seed = model.overwrite(gfn);
+                        let words = self.memory.page(gfn).into_iter().flatten();
+                        words.zip(filling(seed)).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+                    }
                 }
                 Touch::Write if self.owns(gfn) => {
                     report.writes += 1;
@@ -313,6 +337,13 @@ impl Worker<'_> {
             self.verify(image, &model, &mut report)?;
         }
         Ok(report)
+    }
+
+    /// The aligned `length` pages around `gfn`, all of one thread's share; only the one where a region begins among them.
+    fn around(&self, gfn: Gfn, length: u64) -> FrameRange {
+        let start = Gfn::new(gfn.index() - gfn.index() % length);
+        let range = FrameRange::new(start, PageCount::new(length));
+        if self.memory.page(start).is_some() { range } else { FrameRange::single(gfn) }
     }
 
     /// Touches a word of the page of `gfn`, and notes how long that took when it took a fault.

@@ -13,6 +13,8 @@ pub struct Workload {
     pub writes: f64,
     /// The share of touches that give memory up instead.
     pub discards: f64,
+    /// The share of touches that overwrite whole pages instead, and say so before.
+    pub overwrites: f64,
     /// What makes the workload repeatable.
     pub seed: u64,
 }
@@ -34,7 +36,8 @@ pub enum Pattern {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "{part:?} of the workload {text:?} is not understood: it begins with sequential, strided:PAGES, random or hot:PERCENT%, \
-     then come touches=PERCENT%, writes=PERCENT%, discards=PERCENT%, seed=NUMBER"
+     then come touches=PERCENT%, writes=PERCENT%, discards=PERCENT%, \
+     overwrites=PERCENT%, seed=NUMBER"
 )]
 pub struct ParseWorkloadError {
     part: String,
@@ -44,7 +47,7 @@ pub struct ParseWorkloadError {
 impl Default for Workload {
     /// A guest that works on a fifth of its memory here and there.
     fn default() -> Self {
-        Self { pattern: Pattern::Random, touches: 0.2, writes: 0.3, discards: 0.01, seed: 1 }
+        Self { pattern: Pattern::Random, touches: 0.2, writes: 0.3, discards: 0.01, overwrites: 0.0, seed: 1 }
     }
 }
 
@@ -64,6 +67,7 @@ impl FromStr for Workload {
                 "touches" => workload.touches = percent(value).ok_or_else(error)?,
                 "writes" => workload.writes = percent(value).filter(|share| *share <= 1.0).ok_or_else(error)?,
                 "discards" => workload.discards = percent(value).filter(|share| *share <= 1.0).ok_or_else(error)?,
+                "overwrites" => workload.overwrites = percent(value).filter(|share| *share <= 1.0).ok_or_else(error)?,
                 "seed" => workload.seed = value.parse().map_err(|_| error())?,
                 _ => return Err(error()),
             }
@@ -93,6 +97,7 @@ pub(super) enum Touch {
     Read,
     Write,
     Discard,
+    Overwrite,
 }
 
 /// The touches of one thread: where (an index below `pages`), and what.
@@ -127,10 +132,13 @@ impl Steps {
             }
         };
         let dice = self.random.fraction();
-        let touch = if dice < self.workload.discards {
+        let Workload { writes, discards, overwrites, .. } = self.workload;
+        let touch = if dice < discards {
             Touch::Discard
-        } else if dice < self.workload.discards + self.workload.writes {
+        } else if dice < discards + writes {
             Touch::Write
+        } else if dice < discards + writes + overwrites {
+            Touch::Overwrite
         } else {
             Touch::Read
         };
@@ -179,8 +187,9 @@ mod tests {
 
     #[test]
     fn workloads_are_parsed() {
-        let workload: Workload = "hot:5%,touches=200%,writes=50%,discards=0%,seed=9".parse().unwrap();
-        let expected = Workload { pattern: Pattern::Hot(0.05), touches: 2.0, writes: 0.5, discards: 0.0, seed: 9 };
+        let workload: Workload = "hot:5%,touches=200%,writes=50%,discards=0%,overwrites=2%,seed=9".parse().unwrap();
+        let (pattern, touches, writes) = (Pattern::Hot(0.05), 2.0, 0.5);
+        let expected = Workload { pattern, touches, writes, discards: 0.0, overwrites: 0.02, seed: 9 };
         assert_eq!(workload, expected);
         assert_eq!("strided:8".parse::<Workload>().unwrap().pattern, Pattern::Strided(8));
         for wrong in ["", "hot", "strided:0", "random,touches=5", "random,writes=101%", "random,x=1%", "random,seed=-1"]
