@@ -2,13 +2,14 @@
 //! checking it, so that a fork of this virtual machine can be judged by what it prints.
 //!
 //! The lines that it prints and the commands that it obeys are listed at the top of `tests/lab`. Each
-//! line is a keyword with `name=value` fields; `errors` counts wrong pages. Linux hands `guest_mib=N`
-//! of its command line to PID 1 in the environment.
+//! line is a keyword with `name=value` fields; `errors` counts wrong pages, and pages at whose touch a
+//! vector register changed. Linux hands `guest_mib=N` of its command line to PID 1 in the environment.
 //!
 //! Built with plain `rustc`, by `tests/lab`; no crates, hence the few C declarations.
 
 mod churn;
 mod sys;
+mod vectors;
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::fs::File;
@@ -156,8 +157,14 @@ impl Memory {
         }
     }
 
+    /// True when the page holds what it should, and no vector register changed at its first touch.
     fn is_right(&self, page: usize) -> bool {
         let bytes = &self.bytes[page * PAGE..][..PAGE];
+        let held = vectors::survive_reading(&bytes[page % PAGE], page as u64);
+        held && self.is_content(page, bytes)
+    }
+
+    fn is_content(&self, page: usize, bytes: &[u8]) -> bool {
         match self.generation_of(page) {
             Some(generation) => *bytes == content(page, generation),
             None => bytes.iter().all(|&byte| byte == 0),
