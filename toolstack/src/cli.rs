@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::ToolError;
-use crate::{demo, qemu, status};
+use crate::{demo, qemu, status, xl};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 all went well; 1 something failed, and the message says what; 2 the command line is wrong; \
@@ -21,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   snowflock demo
   snowflock fork qemu --qmp /run/parent.qmp --clones 4 -- qemu-system-x86_64 -m 4G -name '{name}' ...
+  snowflock capture xl web -o /var/tmp/web
   snowflock status";
 
 /// Forks running virtual machines: clones start at once, and their memory arrives when they touch it.
@@ -49,6 +50,7 @@ enum Command {
 #[derive(Subcommand)]
 enum Capture {
     Qemu(qemu::CaptureOptions),
+    Xl(xl::CaptureOptions),
 }
 
 #[derive(Subcommand)]
@@ -67,6 +69,7 @@ pub fn main_from(args: Vec<OsString>) -> ExitCode {
         Some("descriptor") => return descriptor::cli::main_from(args.into_iter().skip(1)),
         Some("memserver") => return memserver::cli::main_from(args.into_iter().skip(1)),
         Some("memtap") => return memtap::cli::main_from(args.into_iter().skip(1)),
+        Some(xl::RECEIVER_ROLE) => return xl::receive(&args[2..]),
         _ => {}
     }
     let Cli { command } = match Cli::try_parse_from(args) {
@@ -90,6 +93,7 @@ fn run(command: Command) -> Result<(), ToolError> {
     match command {
         Command::Demo(options) => demo::run(&options),
         Command::Capture(Capture::Qemu(options)) => qemu::capture(&options),
+        Command::Capture(Capture::Xl(options)) => xl::capture(&options),
         Command::Run(Run::Qemu(options)) => qemu::run(&options),
         Command::Fork(Fork::Qemu(options)) => qemu::fork(&options),
         Command::Status(options) => status::run(&options),

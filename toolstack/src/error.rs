@@ -4,13 +4,16 @@ use std::io;
 use std::path::PathBuf;
 
 use descriptor::file::FileError;
+use descriptor::image::ImageError;
 use descriptor::import::qemu::ImportError;
 use descriptor::import::qemu::capture::CaptureError;
 use descriptor::import::raw::RawError;
+use descriptor::import::xen;
 use thiserror::Error;
 
 use crate::qemu::template::TemplateError;
 use crate::supervise::{RunDirError, SuperviseError};
+use crate::xl::XlError;
 
 /// A command that did not do its work.
 #[derive(Debug, Error)]
@@ -31,6 +34,18 @@ pub enum ToolError {
     /// The capture cannot be made an image.
     #[error("the parent was captured, and goes on")]
     Import(#[from] ImportError),
+    /// A domain cannot be captured or cloned.
+    #[error(transparent)]
+    Xl(#[from] XlError),
+    /// The captured stream cannot be made an image.
+    #[error("the parent was captured, and goes on")]
+    XenImport(#[from] xen::ImportError),
+    /// The pages of a capture cannot be looked at.
+    #[error("the parent was captured, and goes on")]
+    Image(#[from] ImageError),
+    /// A file of an earlier capture is in the way.
+    #[error("{} is there already; --force replaces it", .0.display())]
+    Exists(PathBuf),
     /// A descriptor or an index cannot be written.
     #[error(transparent)]
     Descriptor(#[from] FileError),

@@ -5,12 +5,14 @@
 //!
 //! - [`demo`]: forks a memory image into embedded guests, and checks every page;
 //! - [`qemu`]: captures a running QEMU, and starts clones of it;
+//! - [`xl`]: the same for a domain of Xen, by its stock toolstack;
 //! - [`status`]: asks what runs.
 //!
 //! What this crate deliberately does not do: it serves no page and installs none, and knows no format of an image or a
 //! stream; that is the libraries' work. Unsafe code stands in `supervise/sys.rs` alone.
 
 pub mod admin;
+mod capture;
 pub mod cli;
 pub mod demo;
 mod error;
@@ -22,6 +24,7 @@ mod server;
 pub mod status;
 pub mod supervise;
 mod table;
+pub mod xl;
 
 pub use error::ToolError;
 pub use report::{CloneReport, Memory, RunReport, ServerReport};

@@ -21,7 +21,7 @@ use rustix::process::Signal;
 
 use self::child::Child;
 pub use self::child::{ChildSpec, Output, Role};
-pub use self::error::SuperviseError;
+pub use self::error::{End, LogTail, SuperviseError};
 pub use self::run_dir::{RunDir, RunDirError, runs};
 use crate::interrupt::Interrupt;
 
