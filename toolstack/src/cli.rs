@@ -99,3 +99,15 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Status(options) => status::run(&options),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -14,6 +14,7 @@
 pub mod admin;
 mod capture;
 pub mod cli;
+mod clones;
 pub mod demo;
 mod error;
 pub mod interrupt;
@@ -26,5 +27,6 @@ pub mod supervise;
 mod table;
 pub mod xl;
 
+pub use clones::CloneState;
 pub use error::ToolError;
 pub use report::{CloneReport, Memory, RunReport, ServerReport};

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use descriptor::Endpoint;
-
 use super::options::CloneOptions;
 use super::template::{Identity, Template, TemplateError};
+use crate::clones::Origin;
 use crate::error::ToolError;
 use crate::supervise::{ChildId, ChildSpec, Event, Output, Role, RunDir, Supervisor, own_command};
 
@@ -48,14 +47,6 @@ enum Channel {
     Listener(PathBuf),
 }
 
-/// Where the memory of clones comes from.
-pub(super) struct Origin<'a> {
-    pub(super) descriptor: &'a Path,
-    pub(super) server: Option<&'a Endpoint>,
-    /// How pages travel where the user did not say.
-    pub(super) lane: Option<&'a str>,
-}
-
 const CONTROL: &str = "control.sock";
 const PAGER_QMP: &str = "pager.sock";
 const USER_QMP: &str = "qmp.sock";
@@ -71,7 +62,7 @@ impl Clone {
         options: &CloneOptions,
         id: u32,
     ) -> Result<Self, ToolError> {
-        let identity = Identity::fresh(id, &options.name)?;
+        let identity = Identity::fresh(id, &options.common.name)?;
         let dir = run.path().join(format!("clone-{id}"));
         fs::DirBuilder::new().mode(0o700).create(&dir).map_err(ToolError::file("create", &dir))?;
         // The longest of its sockets' names; the others fit when it does.
@@ -118,7 +109,7 @@ impl Clone {
         options: &CloneOptions,
     ) -> Result<(), ToolError> {
         let mut command = own_command("memtap");
-        command.arg("qemu").arg("--descriptor").arg(origin.descriptor);
+        command.arg("qemu");
         let mut fds = Vec::new();
         match &mut self.channel {
             Channel::Listener(socket) => {
@@ -152,7 +143,7 @@ impl Clone {
         self.recoveries_left = self.recoveries_left.saturating_sub(1);
         let socket = format!("recover-{}.sock", self.recoveries_left);
         let mut command = own_command("memtap");
-        command.arg("qemu").arg("--descriptor").arg(origin.descriptor);
+        command.arg("qemu");
         command.arg("--recover").arg("--connect").arg(self.dir.join(socket));
         if options.preempt {
             command.arg("--preempt");
@@ -169,10 +160,9 @@ impl Clone {
         mut command: Command,
         fds: Vec<OwnedFd>,
     ) -> Result<ChildId, ToolError> {
-        command.args(origin.server.map(|server| format!("--server={server}")));
         command.arg("--qmp").arg(self.dir.join(PAGER_QMP)).arg(format!("--pid={}", supervisor.pid(self.guest)));
         command.arg("--admin").arg(self.admin());
-        options.pass_on(&mut command, origin.lane);
+        options.common.pass_on(&mut command, origin);
         let (name, log) = (format!("memtap of {}", self.identity.name), self.dir.join("memtap.log"));
         Ok(supervisor.start(ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds })?)
     }

@@ -11,5 +11,4 @@ mod watch;
 pub use self::capture::capture;
 pub use self::fork::{fork, run};
 pub use self::options::{CaptureOptions, ForkOptions, RunOptions};
-pub use self::state::CloneState;
 pub use self::template::Identity;

@@ -1,13 +1,12 @@
 use std::path::PathBuf;
-use std::process::Command;
 use std::str::FromStr;
 
 use clap::Args;
 use descriptor::Endpoint;
 use descriptor::import::qemu::capture::{DiskOverlay, Method, ParseMethodError};
-
-use crate::multicast::Multicast;
 use descriptor::introspect::Avoid;
+
+use crate::clones::{self, ServeOptions};
 
 const RUN_EXAMPLE: &str = "\
 Example, on a host that has web.snow:
@@ -84,16 +83,8 @@ pub struct RunOptions {
 pub struct ForkOptions {
     #[command(flatten)]
     pub(super) parent: ParentOptions,
-    /// Keep the capture as NAME.snow, NAME.snowidx and the image; without this it lies in TMPDIR and is removed at the end
-    #[arg(short, long, value_name = "NAME")]
-    pub(super) output: Option<PathBuf>,
-    /// Serve here too, for clones on other hosts: tcp://HOST:PORT or unix:PATH; may be repeated
-    #[arg(long, value_name = "ENDPOINT")]
-    pub(super) listen: Vec<Endpoint>,
-    /// Multicast what several clones want: to this group, or to one of its own, on the loopback interface unless --listen is for
-    /// other hosts; clones of this run then use sockets, unless --lane says otherwise
-    #[arg(long, value_name = "GROUP:PORT[%IFACE]", num_args = 0..=1, require_equals = true, default_missing_value = Multicast::ANY)]
-    pub(super) multicast: Option<Multicast>,
+    #[command(flatten)]
+    pub(super) serve: ServeOptions,
     #[command(flatten)]
     pub(super) clones: CloneOptions,
 }
@@ -138,65 +129,14 @@ pub(super) struct Disk(pub(super) DiskOverlay);
 /// What `run` and `fork` have in common.
 #[derive(Args)]
 pub(super) struct CloneOptions {
-    /// How many clones
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(super) clones: u32,
-    /// The clones' names; {id} is the number
-    #[arg(long, value_name = "NAME", default_value = "clone-{id}")]
-    pub(super) name: String,
+    #[command(flatten)]
+    pub(super) common: clones::CommonOptions,
     /// Let demanded pages overtake others on a channel of their own (QEMU's postcopy-preempt)
     #[arg(long)]
     pub(super) preempt: bool,
-    /// How pages travel on one host: auto, socket, or local (from the image itself)
-    #[arg(long, value_name = "LANE")]
-    pub(super) lane: Option<String>,
-    /// Whether to take part in the server's multicast: auto (where it arrives), or off
-    #[arg(long, value_name = "WHETHER")]
-    pub(super) mcast: Option<String>,
-    /// The interface to join the server's multicast group on; by itself the one that the server is reached by
-    #[arg(long, value_name = "NAME")]
-    pub(super) mcast_interface: Option<String>,
-    /// Fetch all memory in the background: off, now, or so many pages per second
-    #[arg(long, value_name = "WHEN")]
-    pub(super) hydrate: Option<String>,
-    /// What becomes of a clone whose memory cannot be had any more: pause, kill, or hold
-    #[arg(long, value_name = "POLICY")]
-    pub(super) on_failure: Option<String>,
-    /// How long a server may be gone before that, such as 10s
-    #[arg(long, value_name = "TIME")]
-    pub(super) patience: Option<String>,
-    /// The file with the secret that server and pagers share
-    #[arg(long, value_name = "FILE")]
-    pub(super) ticket_file: Option<PathBuf>,
-    /// Print the state of the clones as one JSON object per line, whenever it changes
-    #[arg(long)]
-    pub(super) json: bool,
     /// QEMU's command line, its program first
     #[arg(last = true, required = true, value_name = "TEMPLATE")]
     pub(super) template: Vec<String>,
-}
-
-impl CloneOptions {
-    /// Hands to a memtap what is its business.
-    pub(super) fn pass_on(&self, memtap: &mut Command, lane: Option<&str>) {
-        let options = [
-            ("--lane", &self.lane),
-            ("--mcast", &self.mcast),
-            ("--mcast-interface", &self.mcast_interface),
-            ("--hydrate", &self.hydrate),
-            ("--on-failure", &self.on_failure),
-            ("--patience", &self.patience),
-        ];
-        for (option, value) in options {
-            memtap.args(value.iter().flat_map(|value| [option, value.as_str()]));
-        }
-        if let (None, Some(lane)) = (&self.lane, lane) {
-            memtap.args(["--lane", lane]);
-        }
-        if let Some(file) = &self.ticket_file {
-            memtap.arg("--ticket-file").arg(file);
-        }
-    }
 }
 
 fn parse_disk(text: &str) -> Result<Disk, String> {

@@ -1,34 +1,8 @@
 //! What a clone is doing, judged from what QEMU, the pager and the kernel say.
 
-use std::fmt;
 use std::process::ExitStatus;
 
-use serde::{Serialize, Serializer};
-
-/// What a clone is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloneState {
-    /// QEMU is starting.
-    Starting,
-    /// Device state is being loaded.
-    Loading,
-    /// The guest is ready and was asked to wait (`-S`); memory arrives when it is touched.
-    Waiting,
-    /// The guest runs; memory arrives when it is touched.
-    Running,
-    /// The guest runs and has all its memory; it needs nobody any more.
-    Complete,
-    /// The guest is stopped because its pager is gone.
-    Stranded,
-    /// The guest is stopped for another reason that QEMU gives.
-    Paused,
-    /// QEMU could not load the clone.
-    Failed,
-    /// QEMU ended by itself: the guest powered off.
-    Ended,
-    /// QEMU died.
-    Died,
-}
+use crate::clones::CloneState;
 
 /// What is known of a clone at one moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,34 +17,14 @@ pub(super) struct Signs<'a> {
     pub(super) migration: Option<&'a str>,
 }
 
-impl CloneState {
-    /// Nothing can happen to the clone any more.
-    pub fn is_final(self) -> bool {
-        matches!(self, CloneState::Failed | CloneState::Ended | CloneState::Died)
-    }
-
-    /// Something went wrong.
-    pub fn is_bad(self) -> bool {
-        matches!(self, CloneState::Failed | CloneState::Died | CloneState::Stranded)
-    }
-
-    /// The guest got as far as its first instruction, or was asked not to.
-    pub fn is_up(self) -> bool {
-        matches!(self, CloneState::Waiting | CloneState::Running | CloneState::Complete | CloneState::Paused)
-    }
-
-    /// The clone no longer changes from millisecond to millisecond.
-    pub fn is_settled(self) -> bool {
-        !matches!(self, CloneState::Starting | CloneState::Loading)
-    }
-
-    /// The state that follows from the signs; QEMU's words are those of its `RunState` and `MigrationStatus`.
-    pub(super) fn judge(signs: Signs<'_>) -> Self {
-        if let Some(end) = signs.guest_end {
+impl Signs<'_> {
+    /// The state that follows; QEMU's words are those of its `RunState` and `MigrationStatus`.
+    pub(super) fn state(self) -> CloneState {
+        if let Some(end) = self.guest_end {
             return if end.success() { CloneState::Ended } else { CloneState::Died };
         }
-        let pager_is_well = signs.pager_end.is_none_or(|end| end.success());
-        match (signs.migration, signs.run) {
+        let pager_is_well = self.pager_end.is_none_or(|end| end.success());
+        match (self.migration, self.run) {
             (Some("failed"), _) => CloneState::Failed,
             (Some("postcopy-paused" | "postcopy-recover" | "postcopy-recover-setup"), _) => CloneState::Stranded,
             (Some("completed"), Some("running")) => CloneState::Complete,
@@ -82,33 +36,6 @@ impl CloneState {
             (None | Some("none" | "setup" | "active"), _) => CloneState::Loading,
             _ => CloneState::Paused,
         }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            CloneState::Starting => "starting",
-            CloneState::Loading => "loading",
-            CloneState::Waiting => "waiting",
-            CloneState::Running => "running",
-            CloneState::Complete => "complete",
-            CloneState::Stranded => "stranded",
-            CloneState::Paused => "paused",
-            CloneState::Failed => "failed",
-            CloneState::Ended => "ended",
-            CloneState::Died => "died",
-        }
-    }
-}
-
-impl fmt::Display for CloneState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
-impl Serialize for CloneState {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.word())
     }
 }
 
@@ -127,7 +54,7 @@ mod tests {
             (Some("running"), Some("postcopy-active")),
             (Some("running"), Some("completed")),
         ];
-        let states = seen.map(|(run, migration)| CloneState::judge(Signs { run, migration, ..Signs::default() }));
+        let states = seen.map(|(run, migration)| Signs { run, migration, ..Signs::default() }.state());
         use CloneState::*;
         assert_eq!(states, [Starting, Loading, Loading, Running, Complete]);
     }
@@ -135,7 +62,7 @@ mod tests {
     #[test]
     fn a_clone_that_was_asked_to_wait_waits() {
         let signs = Signs { run: Some("prelaunch"), migration: Some("postcopy-active"), ..Signs::default() };
-        assert_eq!(CloneState::judge(signs), CloneState::Waiting);
+        assert_eq!(signs.state(), CloneState::Waiting);
     }
 
     #[test]
@@ -143,12 +70,12 @@ mod tests {
         let running = Signs { run: Some("running"), migration: Some("postcopy-active"), ..Signs::default() };
         let killed = Some(ExitStatus::from_raw(9));
         let well = Some(ExitStatus::from_raw(0));
-        assert_eq!(CloneState::judge(Signs { guest_end: killed, ..running }), CloneState::Died);
-        assert_eq!(CloneState::judge(Signs { guest_end: well, ..running }), CloneState::Ended);
-        assert_eq!(CloneState::judge(Signs { pager_end: killed, ..running }), CloneState::Stranded);
+        assert_eq!(Signs { guest_end: killed, ..running }.state(), CloneState::Died);
+        assert_eq!(Signs { guest_end: well, ..running }.state(), CloneState::Ended);
+        assert_eq!(Signs { pager_end: killed, ..running }.state(), CloneState::Stranded);
         let paused = Signs { run: Some("paused"), migration: Some("postcopy-paused"), ..Signs::default() };
-        assert_eq!(CloneState::judge(paused), CloneState::Stranded);
+        assert_eq!(paused.state(), CloneState::Stranded);
         let failed = Signs { run: Some("inmigrate"), migration: Some("failed"), ..Signs::default() };
-        assert_eq!(CloneState::judge(failed), CloneState::Failed);
+        assert_eq!(failed.state(), CloneState::Failed);
     }
 }

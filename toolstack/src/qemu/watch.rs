@@ -7,9 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 use descriptor::import::qemu::qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
 
-use super::clones::{Clone, Origin};
+use super::clones::Clone;
 use super::options::CloneOptions;
-use super::state::{CloneState, Signs};
+use super::state::Signs;
+use crate::clones::{CloneState, Forked, Origin};
 use crate::error::ToolError;
 use crate::report::{CloneReport, Memory, PagerReport};
 use crate::supervise::{ChildId, Event, Supervisor};
@@ -57,29 +58,7 @@ impl Watched {
         }
     }
 
-    /// Takes note of a child's end; true when the child is this clone's.
-    pub(super) fn note_end(&mut self, child: ChildId, status: ExitStatus) -> bool {
-        if child == self.clone.guest {
-            self.guest_end = Some(status);
-        } else if Some(child) == self.clone.pager {
-            self.pager_end = Some(status);
-        } else {
-            return false;
-        }
-        true
-    }
-
-    /// Whether the pager was killed while the guest needs it. One that ended by itself has failed the guest as it was told to.
-    pub(super) fn wants_recovery(&self) -> bool {
-        let is_killed = self.pager_end.is_some_and(|end| end.signal().is_some());
-        is_killed
-            && self.clone.can_recover()
-            && self.guest_end.is_none()
-            && self.up_after.is_some()
-            && self.state != CloneState::Complete
-    }
-
-    /// Replaces the pager.
+    /// Replaces the pager that was killed.
     ///
     /// # Errors
     /// When none can be started.
@@ -89,87 +68,20 @@ impl Watched {
         origin: &Origin<'_>,
         options: &CloneOptions,
     ) -> Result<(), ToolError> {
-        eprintln!("{}: its memtap was killed, starting another", self.clone.identity.name);
         self.pager_end = None;
         self.clone.recover_pager(supervisor, origin, options)
     }
 
-    /// Looks at the clone anew; true when its state is another one.
-    pub(super) fn look(&mut self) -> bool {
-        if self.guest_end.is_none() {
-            self.ask_qemu();
+    /// Takes note of a child's end; true when the child is this clone's.
+    fn note(&mut self, child: ChildId, status: ExitStatus) -> bool {
+        if child == self.clone.guest {
+            self.guest_end = Some(status);
+        } else if Some(child) == self.clone.pager {
+            self.pager_end = Some(status);
+        } else {
+            return false;
         }
-        if self.pager_end.is_none() {
-            let pager = PagerReport::ask(&self.clone.admin(), LOOK);
-            self.memory = pager.memory.or(self.memory);
-            self.lane = pager.lane.or(self.lane.take());
-        }
-        let signs = Signs {
-            guest_end: self.guest_end,
-            pager_end: self.pager_end,
-            run: self.run.as_deref(),
-            migration: self.migration.as_deref(),
-        };
-        let state = CloneState::judge(signs);
-        if let (CloneState::Complete, Some(memory)) = (state, &mut self.memory) {
-            // The pager ends with the last page, so it is not there to say so.
-            memory.missing = 0;
-        }
-        if state.is_up() && self.up_after.is_none() {
-            self.up_after = Some(self.clone.started.elapsed());
-        }
-        std::mem::replace(&mut self.state, state) != state
-    }
-
-    /// What is known.
-    pub(super) fn report(&self, supervisor: &Supervisor) -> CloneReport {
-        let identity = &self.clone.identity;
-        CloneReport {
-            id: identity.id,
-            name: identity.name.clone(),
-            state: self.state.to_string(),
-            pid: supervisor.pid(self.clone.guest),
-            pager_pid: self.clone.pager.map(|pager| supervisor.pid(pager)),
-            up_after_ms: self.up_after.map(|after| after.as_secs_f64() * 1e3),
-            memory: self.memory,
-            lane: self.lane.clone(),
-            qmp: self.clone.qmp.clone(),
-            identity: Some(identity.clone()),
-            admin: self.clone.admin(),
-        }
-    }
-
-    /// What is known in a line, for people.
-    pub(super) fn line(&self) -> String {
-        let Self { state, clone, .. } = self;
-        let name = &clone.identity.name;
-        match (state, self.up_after, &clone.qmp) {
-            (CloneState::Running | CloneState::Waiting, Some(after), Some(qmp)) => {
-                format!("{name}: {state} after {}, QMP {}", micros(after.as_secs_f64() * 1e6), qmp.display())
-            }
-            (CloneState::Running | CloneState::Waiting, Some(after), None) => {
-                format!("{name}: {state} after {}", micros(after.as_secs_f64() * 1e6))
-            }
-            (CloneState::Stranded | CloneState::Paused | CloneState::Failed | CloneState::Died, ..) => {
-                format!("{name}: {state}, see the logs in {}", clone.dir.display())
-            }
-            _ => format!("{name}: {state}"),
-        }
-    }
-
-    /// The error of a clone that came to harm: its pager's where that failed too, for it knows more.
-    pub(super) fn failure(&mut self, supervisor: &mut Supervisor) -> ToolError {
-        let deadline = Instant::now() + LAST_WORDS;
-        // A pager that gave its guest up kills it first, and then ends with the reason.
-        while self.clone.pager.is_some() && self.pager_end.is_none() {
-            match supervisor.wait(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Event::Ended(child, status)) => _ = self.note_end(child, status),
-                Ok(Event::TimedOut) => break,
-                Err(interrupted) => return interrupted.into(),
-            }
-        }
-        let pager = self.clone.pager.filter(|_| self.pager_end.is_some_and(|end| !end.success()));
-        supervisor.failure(pager.unwrap_or(self.clone.guest)).into()
+        true
     }
 
     fn ask_qemu(&mut self) {
@@ -195,6 +107,106 @@ impl Watched {
             // QEMU is about to end, or took another client; the next look connects again.
             Err(_) => self.qmp = None,
         }
+    }
+}
+
+impl Forked for Watched {
+    // States change within milliseconds.
+    const LOOK_STARTING: Duration = Duration::from_millis(5);
+
+    fn name(&self) -> &str {
+        &self.clone.identity.name
+    }
+
+    fn state(&self) -> CloneState {
+        self.state
+    }
+
+    fn note_end(&mut self, child: ChildId, status: ExitStatus) {
+        self.note(child, status);
+    }
+
+    fn wants_recovery(&self) -> bool {
+        let is_killed = self.pager_end.is_some_and(|end| end.signal().is_some());
+        is_killed
+            && self.clone.can_recover()
+            && self.guest_end.is_none()
+            && self.up_after.is_some()
+            && self.state != CloneState::Complete
+    }
+
+    fn look(&mut self) -> bool {
+        if self.guest_end.is_none() {
+            self.ask_qemu();
+        }
+        if self.pager_end.is_none() {
+            let pager = PagerReport::ask(&self.clone.admin(), LOOK);
+            self.memory = pager.memory.or(self.memory);
+            self.lane = pager.lane.or(self.lane.take());
+        }
+        let signs = Signs {
+            guest_end: self.guest_end,
+            pager_end: self.pager_end,
+            run: self.run.as_deref(),
+            migration: self.migration.as_deref(),
+        };
+        let state = signs.state();
+        if let (CloneState::Complete, Some(memory)) = (state, &mut self.memory) {
+            // The pager ends with the last page, so it is not there to say so.
+            memory.missing = 0;
+        }
+        if state.is_up() && self.up_after.is_none() {
+            self.up_after = Some(self.clone.started.elapsed());
+        }
+        std::mem::replace(&mut self.state, state) != state
+    }
+
+    fn report(&self, supervisor: &Supervisor) -> CloneReport {
+        let identity = &self.clone.identity;
+        CloneReport {
+            id: identity.id,
+            name: identity.name.clone(),
+            state: self.state.to_string(),
+            pid: supervisor.pid(self.clone.guest),
+            pager_pid: self.clone.pager.map(|pager| supervisor.pid(pager)),
+            up_after_ms: self.up_after.map(|after| after.as_secs_f64() * 1e3),
+            memory: self.memory,
+            lane: self.lane.clone(),
+            qmp: self.clone.qmp.clone(),
+            identity: Some(identity.clone()),
+            admin: self.clone.admin(),
+        }
+    }
+
+    fn line(&self) -> String {
+        let Self { state, clone, .. } = self;
+        let name = &clone.identity.name;
+        match (state, self.up_after, &clone.qmp) {
+            (CloneState::Running | CloneState::Waiting, Some(after), Some(qmp)) => {
+                format!("{name}: {state} after {}, QMP {}", micros(after.as_secs_f64() * 1e6), qmp.display())
+            }
+            (CloneState::Running | CloneState::Waiting, Some(after), None) => {
+                format!("{name}: {state} after {}", micros(after.as_secs_f64() * 1e6))
+            }
+            (CloneState::Stranded | CloneState::Paused | CloneState::Failed | CloneState::Died, ..) => {
+                format!("{name}: {state}, see the logs in {}", clone.dir.display())
+            }
+            _ => format!("{name}: {state}"),
+        }
+    }
+
+    fn failure(&mut self, supervisor: &mut Supervisor) -> ToolError {
+        let deadline = Instant::now() + LAST_WORDS;
+        // A pager that gave its guest up kills it first, and then ends with the reason.
+        while self.clone.pager.is_some() && self.pager_end.is_none() {
+            match supervisor.wait(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Ended(child, status)) => _ = self.note(child, status),
+                Ok(Event::TimedOut) => break,
+                Err(interrupted) => return interrupted.into(),
+            }
+        }
+        let pager = self.clone.pager.filter(|_| self.pager_end.is_some_and(|end| !end.success()));
+        supervisor.failure(pager.unwrap_or(self.clone.guest)).into()
     }
 }
 

@@ -28,8 +28,12 @@ use thiserror::Error;
 /// The hidden role's name.
 pub const RECEIVER_ROLE: &str = "xl-receiver";
 
-/// The role's only argument when it is to take nothing but what comes before the domain.
+/// The role's only argument when it is to take no more than the beginning.
 pub(super) const RESUME: &str = "--resume";
+
+/// How much of a stream is the beginning: some hundred pages, which xl sends before it asks the guest to suspend. A receiver that goes
+/// before the first of them makes xl 4.17 crash, and resume nobody.
+const BEGINNING: u64 = 1 << 20;
 
 /// What it says when it has the whole stream.
 pub(super) const KEPT: &str = "kept";
@@ -54,8 +58,8 @@ enum ReceiveError {
     Answer(#[source] io::Error),
     #[error("the stream is not understood")]
     Stream(#[from] StreamError),
-    #[error("cannot read the header of the stream")]
-    Header(#[source] io::Error),
+    #[error("cannot read the beginning of the stream")]
+    Beginning(#[source] io::Error),
 }
 
 /// Runs the role with the arguments behind its name.
@@ -110,21 +114,12 @@ fn converse(from: &mut impl Read, to: &mut impl Write, file: File) -> Result<(),
     to.write_all(ANSWER).and_then(|()| to.flush()).map_err(ReceiveError::Answer)
 }
 
-/// Has xl resume a domain that an earlier one left suspended: it gives up before it has sent anything of the domain, and resumes it.
+/// Has xl resume a domain that an earlier one left suspended: its migration fails, and that is what it then does.
 fn let_resume() -> Result<(), ReceiveError> {
     let mut to = io::stdout().lock();
     to.write_all(BANNER).and_then(|()| to.flush()).map_err(ReceiveError::Answer)?;
-    skip_header(&mut io::stdin().lock()).map_err(ReceiveError::Header)
-}
-
-/// Reads the header and the configuration, without which xl would end before it comes to the domain.
-fn skip_header(from: &mut impl Read) -> io::Result<()> {
-    let mut header = [0; 48];
-    from.read_exact(&mut header)?;
-    let [.., a, b, c, d] = header;
-    let length = u64::from(u32::from_le_bytes([a, b, c, d]));
-    io::copy(&mut from.take(length), &mut io::sink())?;
-    Ok(())
+    let taken = io::copy(&mut io::stdin().lock().take(BEGINNING), &mut io::sink());
+    taken.map(drop).map_err(ReceiveError::Beginning)
 }
 
 #[cfg(test)]
@@ -146,16 +141,5 @@ mod tests {
         let error = converse(&mut &b"Xen saved domain, cut"[..], &mut said, file).unwrap_err();
         assert!(matches!(error, ReceiveError::Stream(StreamError::Truncated { .. })), "{error:?}");
         assert_eq!(said, BANNER);
-    }
-
-    #[test]
-    fn a_resumption_reads_the_configuration_and_nothing_behind() {
-        let mut header = vec![1; 44];
-        header.extend(5_u32.to_le_bytes());
-        header.extend(b"confgdomain");
-        let mut rest = header.as_slice();
-        skip_header(&mut rest).unwrap();
-        assert_eq!(rest, b"domain");
-        assert!(skip_header(&mut &header[..40]).is_err());
     }
 }
