@@ -8,6 +8,7 @@
 //! Built with plain `rustc`, by `tests/lab`; no crates, hence the few C declarations.
 
 mod churn;
+mod job;
 mod sys;
 mod vectors;
 
@@ -106,6 +107,11 @@ fn obey(command: u8, memory: &mut Memory) -> String {
             format!("WROTE pages={pages} generation={}", memory.generation)
         }
         b'D' => format!("DROPPED pages={}", memory.drop_tail()),
+        b'U' => {
+            let (files_mib, freed_mib) = job::use_machine();
+            format!("USED files_mib={files_mib} freed_mib={freed_mib} ms={}", started.elapsed().as_millis())
+        }
+        b'J' => format!("JOB errors={} ms={}", job::work(), started.elapsed().as_millis()),
         b'S' => stop(),
         other => format!("UNKNOWN {other:#04x}"),
     }

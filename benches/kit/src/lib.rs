@@ -4,6 +4,7 @@
 //! in turn within one run, since timings on shared machines drift, and quotes medians and ratios.
 
 pub mod clone;
+pub mod guest;
 pub mod image;
 pub mod member;
 pub mod multicast;

@@ -12,6 +12,7 @@ pub fn play() -> Option<ExitCode> {
     let role = std::env::args_os().skip(1);
     match std::env::args().nth(1)?.as_str() {
         "memserver" => Some(memserver::cli::main_from(role)),
+        "snowflock" => Some(toolstack::cli::main_from(role.collect())),
         "clone" => Some(crate::member::main_from(role)),
         "memtap" => Some(memtap::cli::main_from(role)),
         _ => None,
