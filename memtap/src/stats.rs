@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::lanes::{LaneStats, Link};
 use crate::pager::{Hydrate, Latency, Pager, PagerStats, Progress};
+use crate::port::PortFigures;
 
 /// How things are with one clone.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +34,9 @@ pub struct Status {
     pub pager: PagerStats,
     /// How long faults took, from the port's report to the installed page.
     pub latency: LatencyStatus,
+    /// What the port tells of itself, by the port's name.
+    #[serde(flatten)]
+    pub port: Option<PortFigures>,
 }
 
 /// The page source.
@@ -127,6 +131,7 @@ impl Status {
             progress: pager.progress(),
             pager: *pager.stats(),
             latency: LatencyStatus::default(),
+            port: None,
         }
     }
 

@@ -19,7 +19,7 @@ use memtap::engine::{
 };
 use memtap::guest::{Guest, GuestError};
 use memtap::pager::{Hydrate, Pager, PagerConfig};
-use memtap::port::{Event, FaultPort, Installed, PortError, PortTraits, Waiter};
+use memtap::port::{Event, FaultPort, Installed, PortError, PortFigures, PortTraits, Waiter};
 use memtap::source::{Lane, Source, SourceConfig};
 use rustix::event::EventfdFlags;
 
@@ -59,6 +59,10 @@ impl FaultPort for FailingPort {
 
     fn complete(&mut self) -> Result<(), PortError> {
         Ok(())
+    }
+
+    fn figures(&self) -> Option<PortFigures> {
+        None
     }
 }
 

@@ -8,6 +8,7 @@ mod options;
 mod qemu;
 mod status;
 mod uffd;
+mod xen;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -38,6 +39,7 @@ struct Cli {
 enum Role {
     Uffd(uffd::UffdArgs),
     Qemu(qemu::QemuArgs),
+    Xen(xen::XenArgs),
     Embedded(embedded::EmbeddedArgs),
     Guest(guest::GuestArgs),
     Status(status::StatusArgs),
@@ -60,6 +62,8 @@ enum CliError {
     Accept(#[from] crate::port::firecracker::AcceptError),
     #[error(transparent)]
     Qemu(#[from] qemu::ReachError),
+    #[error(transparent)]
+    Xen(#[from] crate::port::xen::XenError),
     #[error(transparent)]
     Embedded(#[from] crate::guest::embedded::EmbeddedError),
     #[error("cannot compare with the image")]
@@ -88,6 +92,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.role {
         Role::Uffd(arguments) => uffd::run(&arguments, epoch),
         Role::Qemu(arguments) => qemu::run(&arguments, epoch),
+        Role::Xen(arguments) => xen::run(&arguments, epoch),
         Role::Embedded(arguments) => embedded::run(&arguments, epoch),
         Role::Guest(arguments) => guest::run(&arguments, epoch),
         Role::Status(arguments) => status::run(&arguments),

@@ -114,7 +114,8 @@ impl Desk {
 
     /// How things are.
     pub(super) fn status(&self, now: Duration) -> Status {
-        self.status.clone().with_pager(&self.pager, self.hydrate, now)
+        let status = self.status.clone().with_pager(&self.pager, self.hydrate, now);
+        Status { port: self.port.figures(), ..status }
     }
 
     /// Installs pages that arrived, as far as they are wanted; without bytes they are zeros.

@@ -2,6 +2,7 @@
 
 pub mod embedded;
 mod process;
+mod xen;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use thiserror::Error;
 
 pub use process::ProcessGuest;
+pub use xen::XenGuest;
 
 /// A guest that could not be stopped.
 #[derive(Debug, Error)]

@@ -6,12 +6,16 @@
 pub mod firecracker;
 pub mod qemu;
 pub mod uffd;
+pub mod xen;
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use descriptor::{FrameRange, Gfn, PageCount};
+use serde::Serialize;
 use thiserror::Error;
+
+use xen::XenFigures;
 
 /// Someone who waits for a page: a small number with a meaning for its port alone, such as a vCPU of a Xen ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,6 +145,17 @@ pub trait FaultPort {
     /// # Errors
     /// When the port cannot go on.
     fn complete(&mut self) -> Result<(), PortError>;
+
+    /// What the port tells of itself beside what the pager counts, if anything.
+    fn figures(&self) -> Option<PortFigures>;
+}
+
+/// What a port tells of itself, for the status.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortFigures {
+    /// A Xen port.
+    Xen(XenFigures),
 }
 
 /// What the pager must know of a port.

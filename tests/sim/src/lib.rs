@@ -14,7 +14,8 @@
 //!
 //! Apart from it are the bodies of fuzz targets: [`operations`] drives one pager through any list of operations against a
 //! simple model, [`client`] a session of memserver through anything that a client may send, [`codecs`] the decoders
-//! of messages and frame sets, [`files`] those of files, [`linux_memory`] the introspection of a guest's memory.
+//! of messages and frame sets, [`files`] those of files, [`linux_memory`] the introspection of a guest's memory, [`xen_ring`]
+//! the ring of a Xen port.
 //!
 //! Everything random comes from the seed, so a run repeats exactly. What is checked: a page that a guest reads is the image's,
 //! or what the guest wrote, or zeros after a discard; bytes from the server are installed at most once for each page; every
@@ -37,6 +38,7 @@ pub mod scenario;
 pub mod server;
 pub mod shell;
 pub mod world;
+pub mod xen_ring;
 
 pub use scenario::Scenario;
 pub use world::{Report, World};

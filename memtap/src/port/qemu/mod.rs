@@ -52,7 +52,7 @@ use self::channel::{Channel, Urgency};
 use self::return_path::ReturnPath;
 use self::session::{Next, Piece, Session};
 use self::wire::RecordKind;
-use super::{Event, FaultPort, Installed, PortError, PortTraits, Stop, Waiter};
+use super::{Event, FaultPort, Installed, PortError, PortFigures, PortTraits, Stop, Waiter};
 
 /// How much is read from the return path at once: some two thousand requests.
 const READ_SIZE: usize = 64 << 10;
@@ -414,6 +414,10 @@ impl FaultPort for QemuPort {
             preempt.push(Urgency::Bulk, end);
         }
         self.flush()
+    }
+
+    fn figures(&self) -> Option<PortFigures> {
+        None
     }
 }
 

@@ -24,7 +24,7 @@ use zerocopy::FromBytes;
 pub use open::{OpenError, Userfaultfd};
 pub use regions::{HostRegion, HostRegions, HostRegionsError};
 
-use super::{Event, FaultPort, Installed, PortError, PortTraits, Stop, Waiter};
+use super::{Event, FaultPort, Installed, PortError, PortFigures, PortTraits, Stop, Waiter};
 
 /// Messages read at once; a read of fewer means that the descriptor is drained.
 const BATCH: usize = 128;
@@ -285,6 +285,10 @@ impl FaultPort for UffdPort {
         self.unanswered.clear();
         self.phase = Phase::Draining;
         Ok(())
+    }
+
+    fn figures(&self) -> Option<PortFigures> {
+        None
     }
 }
 
