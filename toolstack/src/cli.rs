@@ -21,7 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   snowflock demo
   snowflock fork qemu --qmp /run/parent.qmp --clones 4 -- qemu-system-x86_64 -m 4G -name '{name}' ...
-  snowflock capture xl web -o /var/tmp/web
+  snowflock fork xl web --clones 4 --name 'web-{id}'
   snowflock status";
 
 /// Forks running virtual machines: clones start at once, and their memory arrives when they touch it.
@@ -56,11 +56,13 @@ enum Capture {
 #[derive(Subcommand)]
 enum Run {
     Qemu(qemu::RunOptions),
+    Xl(xl::RunOptions),
 }
 
 #[derive(Subcommand)]
 enum Fork {
     Qemu(qemu::ForkOptions),
+    Xl(xl::ForkOptions),
 }
 
 /// Runs the command line `args`, the program's name first.
@@ -95,7 +97,9 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Capture(Capture::Qemu(options)) => qemu::capture(&options),
         Command::Capture(Capture::Xl(options)) => xl::capture(&options),
         Command::Run(Run::Qemu(options)) => qemu::run(&options),
+        Command::Run(Run::Xl(options)) => xl::run(&options),
         Command::Fork(Fork::Qemu(options)) => qemu::fork(&options),
+        Command::Fork(Fork::Xl(options)) => xl::fork(&options),
         Command::Status(options) => status::run(&options),
     }
 }

@@ -62,6 +62,9 @@ pub struct CloneReport {
     pub qmp: Option<PathBuf>,
     /// Its UUID, generation id and MAC address, where the template asked for them.
     pub identity: Option<crate::qemu::Identity>,
+    /// Its domain, where it is one of Xen.
+    #[serde(default)]
+    pub domain: Option<crate::xl::DomainReport>,
     /// The admin socket of its memtap.
     pub admin: PathBuf,
 }
@@ -148,8 +151,12 @@ pub(crate) struct PagerReport {
 impl PagerReport {
     /// What the memtap behind this admin socket says.
     pub(crate) fn ask(socket: &Path, patience: Duration) -> Self {
-        let Ok(status) = admin::status(socket, patience) else { return Self::default() };
-        Self { memory: Memory::of(&status), lane: lane(&status) }
+        admin::status(socket, patience).map(|status| Self::of(&status)).unwrap_or_default()
+    }
+
+    /// What this status of a memtap says.
+    pub(crate) fn of(status: &Value) -> Self {
+        Self { memory: Memory::of(status), lane: lane(status) }
     }
 }
 

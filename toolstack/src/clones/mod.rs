@@ -19,3 +19,13 @@ pub(crate) struct Origin<'a> {
     /// How pages travel where the user did not say.
     pub(crate) lane: Option<&'a str>,
 }
+
+/// The name of clone `id` by a template in which `{id}` stands for the number.
+///
+/// # Errors
+/// The name itself, where it is none: one that a file, a command line or a hypervisor might take for something else.
+pub(crate) fn clone_name(template: &str, id: u32) -> Result<String, String> {
+    let name = template.replace("{id}", &id.to_string());
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.starts_with('-') || !name.bytes().all(allowed) { Err(name) } else { Ok(name) }
+}

@@ -197,6 +197,7 @@ impl Clone {
             lane: None,
             qmp: None,
             identity: None,
+            domain: None,
             admin: self.admin.clone(),
         }
     }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::clones::clone_name;
+
 /// A QEMU command line with placeholders, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
@@ -119,11 +121,7 @@ impl Identity {
     /// # Errors
     /// When the name is none.
     pub fn fresh(id: u32, name: &str) -> Result<Self, TemplateError> {
-        let name = name.replace("{id}", &id.to_string());
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if name.is_empty() || !name.bytes().all(allowed) {
-            return Err(TemplateError::Name(name));
-        }
+        let name = clone_name(name, id).map_err(TemplateError::Name)?;
         let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
         let mac = format!("52:54:00:{a:02x}:{b:02x}:{c:02x}");
         Ok(Self { id, name, uuid: Uuid::new_v4(), vmgenid: Uuid::new_v4(), mac })

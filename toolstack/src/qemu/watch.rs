@@ -174,6 +174,7 @@ impl Forked for Watched {
             lane: self.lane.clone(),
             qmp: self.clone.qmp.clone(),
             identity: Some(identity.clone()),
+            domain: None,
             admin: self.clone.admin(),
         }
     }

@@ -22,6 +22,17 @@ pub enum Role {
     Server,
 }
 
+impl Role {
+    /// What a child gets when this process dies.
+    fn farewell(self) -> Signal {
+        match self {
+            // A guest that is no process, as a domain of Xen, has nobody but its pager to end it.
+            Role::Pager => Signal::TERM,
+            Role::Guest | Role::Server => Signal::KILL,
+        }
+    }
+}
+
 /// A child to be started.
 pub struct ChildSpec {
     /// Its name for people, such as `memserver` or `clone 3`.
@@ -83,7 +94,7 @@ impl Child {
             Output::File(path) => File::create(&path).map_err(|source| SuperviseError::Log { path, source })?.into(),
         };
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
-        sys::prepare(&mut command, getpid(), fds);
+        sys::prepare(&mut command, getpid(), role.farewell(), fds);
 
         let program = command.get_program().to_string_lossy().into_owned();
         let start_error = |source| SuperviseError::Start { name: name.clone(), program: program.clone(), source };

@@ -2,7 +2,7 @@
 //!
 //! Every child runs in a process group of its own, so that Ctrl-C on a terminal reaches this process alone, which then ends
 //! its children in order: guests before pagers before servers, each asked by SIGTERM, given a grace, then killed; for a paused
-//! QEMU ignores SIGTERM. Should this process itself be killed, the kernel kills the children.
+//! QEMU ignores SIGTERM. Should this process itself be killed, the kernel kills the children, and asks pagers to fail their guests.
 
 mod child;
 mod error;

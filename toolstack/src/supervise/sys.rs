@@ -9,12 +9,13 @@ use std::process::Command;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-/// Lets the process that `command` starts die with `parent`, the calling process, and hands it `fds` under the same numbers.
+/// Lets the process that `command` starts get `farewell` when `parent`, the calling process, dies, and hands it `fds` under the same
+/// numbers.
 ///
-/// The kernel watches the *thread* that starts the child: when that thread ends, the child is killed.
-pub(super) fn prepare(command: &mut Command, parent: Pid, fds: Vec<OwnedFd>) {
+/// The kernel watches the *thread* that starts the child: when that thread ends, the child gets the signal.
+pub(super) fn prepare(command: &mut Command, parent: Pid, farewell: Signal, fds: Vec<OwnedFd>) {
     let hook = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
+        set_parent_process_death_signal(Some(farewell))?;
         // A parent that died before the line above sends no signal any more.
         if getppid() != Some(parent) {
             return Err(io::ErrorKind::NotConnected.into());

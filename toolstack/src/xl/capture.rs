@@ -42,7 +42,7 @@ pub(super) fn write(
     if let Some(path) = others.iter().chain([&path]).find(|path| !parent.force && path.exists()) {
         return Err(ToolError::Exists(path.clone()));
     }
-    let xl = Xl::new(&parent.xl);
+    let xl = Xl::new(&parent.tool.xl);
     let domain = xl.domain(&parent.domain)?;
     check(&domain)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -1,8 +1,10 @@
 use std::io;
 use std::process::ExitStatus;
 
+use descriptor::import::xen::RecordError;
 use thiserror::Error;
 
+use super::config::ConfigError;
 use super::domain::ParseDomainError;
 use crate::supervise::{End, LogTail};
 
@@ -40,6 +42,36 @@ pub enum XlError {
     /// There is no such domain.
     #[error("there is no domain {0:?}; `xl list` shows those that there are")]
     NoDomain(String),
+    /// A clone's name is in use.
+    #[error("there is a domain {0} already; give the clones other names by --name, or `xl destroy` it")]
+    NameTaken(String),
+    /// A name that a domain should not have.
+    #[error(
+        "{0:?} is no name for a clone: only letters, digits, `.`, `_` and `-` are allowed, and {{id}} where it is a template"
+    )]
+    CloneName(String),
+    /// No clones can be made by a configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No clones can be made by the descriptor.
+    #[error("{path} makes no clone")]
+    Descriptor {
+        /// The descriptor.
+        path: String,
+        /// Why not.
+        #[source]
+        source: RecordError,
+    },
+    /// A clone's domain ended badly.
+    #[error("the domain {name} {end}; see the logs in {dir}")]
+    Ended {
+        /// The clone.
+        name: String,
+        /// How.
+        end: &'static str,
+        /// Where its logs are, for as long as the run lives.
+        dir: String,
+    },
     /// The list of domains is not understood.
     #[error("what `xl list` says is not understood")]
     List(#[from] ParseDomainError),

@@ -4,6 +4,8 @@ use clap::{Args, ValueEnum};
 use descriptor::Endpoint;
 use descriptor::introspect::Avoid;
 
+use crate::clones::{CommonOptions, ServeOptions};
+
 const CAPTURE_HELP: &str = "\
 Example, in dom0:
   snowflock capture xl web -o /var/tmp/web
@@ -39,6 +41,76 @@ pub struct CaptureOptions {
     pub(super) json: bool,
 }
 
+const CLONE_HELP: &str = "\
+A clone is the parent's domain with a name, a UUID and MAC addresses of its own. Each gets its configuration from the parent's, as xl
+keeps it, or from the file of --config: the parent's own with another disk, say. In that file {id}, {name}, {uuid} and {dir} stand for the
+clone's number, name, UUID, and a directory of its own; name, uuid and the addresses in vif are set by this command.
+
+What a clone must know about itself:
+  - Disks: clones must not write to the parent's, nor all to one. Give each a copy-on-write snapshot of its own by --config, taken of a
+    disk on which the parent has nothing that matters, or of one that it sees to be consistent.
+  - Network: the guest's frontend takes the new MAC address when it resumes; its IP address is still the parent's.
+  - Random numbers: clones draw the same ones until something inside reseeds them.
+
+What this host needs: Xen built with CONFIG_MEM_PAGING (Debian's is not), a PV dom0, xl with autoballoon=\"off\" in xl.conf (or xl makes room for
+all the memory that a clone may ever touch), and for the guest hardware-assisted paging and no device passed through.";
+
+const FORK_HELP: &str = "\
+Example, in dom0:
+  snowflock fork xl web --clones 4 --name 'web-{id}'
+
+For clones on this host and on others, which all get their pages at the cost of one:
+  snowflock fork xl web -o /var/tmp/web --clones 2 --listen tcp://10.0.0.1:7700 --multicast=239.1.2.3:7071%eth0";
+
+const RUN_HELP: &str = "\
+Example, in dom0 of a host that has web.snow:
+  snowflock run xl --descriptor web.snow --server tcp://10.0.0.1:7700 --clones 4 --name 'web-{id}'";
+
+/// Start clones of a captured domain whose image is served by a memserver
+///
+/// Stays in the foreground; Ctrl-C destroys all clones.
+#[derive(Args)]
+#[command(after_help = format!("{RUN_HELP}\n\n{CLONE_HELP}"))]
+pub struct RunOptions {
+    /// The descriptor
+    #[arg(long, value_name = "NAME.snow")]
+    pub(super) descriptor: PathBuf,
+    /// The memserver: tcp://HOST:PORT or unix:PATH; by itself the one that the descriptor names
+    #[arg(long, value_name = "ENDPOINT")]
+    pub(super) server: Option<Endpoint>,
+    #[command(flatten)]
+    pub(super) tool: ToolOptions,
+    #[command(flatten)]
+    pub(super) clones: CloneOptions,
+}
+
+/// Fork a running domain of Xen on this host: capture it, serve its memory, start clones; the domain goes on
+///
+/// Stays in the foreground; Ctrl-C destroys all clones.
+#[derive(Args)]
+#[command(after_help = format!("{FORK_HELP}\n\n{CLONE_HELP}"))]
+pub struct ForkOptions {
+    #[command(flatten)]
+    pub(super) parent: ParentOptions,
+    #[command(flatten)]
+    pub(super) serve: ServeOptions,
+    #[command(flatten)]
+    pub(super) clones: CloneOptions,
+}
+
+/// What `run` and `fork` have in common.
+#[derive(Args)]
+pub(super) struct CloneOptions {
+    /// The clones' configuration, in place of the parent's own; see below
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(super) config: Option<PathBuf>,
+    /// Let the clones write to disks that others write to as well
+    #[arg(long)]
+    pub(super) share_disks: bool,
+    #[command(flatten)]
+    pub(super) common: CommonOptions,
+}
+
 /// Whom to capture, and how.
 #[derive(Args)]
 pub(super) struct ParentOptions {
@@ -55,6 +127,13 @@ pub(super) struct ParentOptions {
     /// Replace files of an earlier capture
     #[arg(long)]
     pub(super) force: bool,
+    #[command(flatten)]
+    pub(super) tool: ToolOptions,
+}
+
+/// By what.
+#[derive(Args)]
+pub(super) struct ToolOptions {
     /// The toolstack's command
     #[arg(long, value_name = "PROGRAM", default_value = "xl")]
     pub(super) xl: String,

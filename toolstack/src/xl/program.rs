@@ -1,4 +1,5 @@
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use super::domain::{self, Domain};
@@ -22,6 +23,26 @@ impl Xl {
         command.args(["-c", "trap '' PIPE; exec \"$0\" \"$@\"", &self.program]).args(arguments);
         command.stdin(Stdio::null());
         command
+    }
+
+    /// Runs `xl` with these arguments, and gives what it printed.
+    ///
+    /// # Errors
+    /// When it cannot be run, or fails.
+    pub(super) fn run(&self, arguments: &[&str]) -> Result<String, XlError> {
+        let Output { status, stdout, stderr } = self.output(arguments)?;
+        if status.success() {
+            return Ok(String::from_utf8_lossy(&stdout).into_owned());
+        }
+        Err(XlError::failed(arguments.first().unwrap_or(&""), status, &lines(&stderr)))
+    }
+
+    /// All domains.
+    ///
+    /// # Errors
+    /// When `xl` does not work.
+    pub(super) fn domains(&self) -> Result<Vec<Domain>, XlError> {
+        Ok(domain::parse_list(&self.run(&["list"])?)?)
     }
 
     /// The domain of this name or number.
@@ -48,7 +69,8 @@ impl Xl {
     }
 
     fn output(&self, arguments: &[&str]) -> Result<Output, XlError> {
-        let output = Command::new(&self.program).args(arguments).stdin(Stdio::null()).output();
+        // Out of reach of a terminal's Ctrl-C: what xl has begun, it is to end.
+        let output = Command::new(&self.program).args(arguments).stdin(Stdio::null()).process_group(0).output();
         output.map_err(|source: io::Error| XlError::Program { program: self.program.clone(), source })
     }
 }

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::import::xen::stream::testing::{CONFIG, StreamBuilder, sample};
     use crate::import::xen::time_info::tests::{clock, scale};
-    use crate::import::xen::{RecordError, hole_stream};
+    use crate::import::xen::{RecordError, hole_stream, with_config};
     use crate::{FrameRange, Gfn, ImageId, PageCount};
 
     fn origin() -> Origin {
@@ -230,6 +230,12 @@ mod tests {
         let params = [(1, 0xfeffc), (17, 0xfefff)];
         let expected = StreamBuilder::new(CONFIG).page_data(&special).state(2, &params).end().bytes;
         assert_eq!(hole, expected);
+
+        let renamed = with_config(&hole, r#"{"c_info": {"name": "clone"}}"#).unwrap();
+        let other = Stream::parse(&mut renamed.as_slice()).unwrap();
+        assert_eq!(other.config.as_deref(), Some(r#"{"c_info": {"name": "clone"}}"#));
+        assert_eq!(with_config(&renamed, CONFIG).unwrap(), hole);
+        assert!(with_config(&hole[..100], CONFIG).is_err());
 
         let refused = |change: &dyn Fn(&mut Descriptor)| {
             let mut descriptor = imported.descriptor.clone();

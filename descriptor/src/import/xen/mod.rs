@@ -3,7 +3,7 @@
 //! - [`stream`]: what `xl save` and `xl migrate` write, read without its pages, from a file or from a pipe;
 //! - [`Layout`]: the guest's memory as regions of frames, and where their pages lie;
 //! - [`import()`]: both for a file, which becomes a descriptor and an image index;
-//! - [`hole_stream`]: what `xl restore` makes a clone of that has no memory yet.
+//! - [`hole_stream`]: what `xl restore` makes a clone of that has no memory yet; [`with_config`] makes it another domain.
 
 mod files;
 mod guest;
@@ -14,4 +14,4 @@ mod time_info;
 
 pub use files::{ImportError, Imported, import, read, spool};
 pub use layout::{Layout, LayoutError};
-pub use record::{RecordError, hole_stream};
+pub use record::{RecordError, hole_stream, with_config};

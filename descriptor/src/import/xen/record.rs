@@ -8,7 +8,7 @@
 
 use thiserror::Error;
 
-use super::stream::{PAGE_DATA, Stream, StreamError, page_data_record};
+use super::stream::{PAGE_DATA, Stream, StreamError, page_data_record, xl_header};
 use super::{Layout, LayoutError};
 use crate::image::{ImageError, ReadPages};
 use crate::memory::RegionKind;
@@ -57,6 +57,17 @@ pub fn hole_stream(descriptor: &Descriptor) -> Result<Vec<u8>, RecordError> {
     let brought = brought.regions().iter().map(|region| region.frames);
     let roms = descriptor.memory.regions().iter().filter(|region| region.kind == RegionKind::Rom);
     if brought.eq(roms.map(|region| region.frames)) { Ok(bytes) } else { Err(RecordError::Pages) }
+}
+
+/// The stream `hole` with another configuration in JSON, by which `xl restore` makes another domain of it: of another name, for one.
+///
+/// # Errors
+/// When `hole` is no stream.
+pub fn with_config(hole: &[u8], config: &str) -> Result<Vec<u8>, RecordError> {
+    let mut bytes = hole;
+    let stream = Stream::parse(&mut bytes)?;
+    let header = stream.records.first().map_or(0, |record| record.data.len());
+    Ok([xl_header(config), hole[header..].to_vec()].concat())
 }
 
 /// The records of a stream, with those pages of its `layout` that are special; `image` reads them.

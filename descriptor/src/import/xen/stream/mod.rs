@@ -42,7 +42,7 @@ mod tests;
 pub use error::{Layer, StreamError};
 pub use input::{FileInput, Input, Spool, SpoolError};
 pub use pages::{PagePlace, PageRun};
-pub(super) use parse::{PAGE_DATA, page_data_record};
+pub(super) use parse::{PAGE_DATA, page_data_record, xl_header};
 
 use crate::vm::HypervisorRecord;
 

@@ -111,6 +111,19 @@ pub(super) fn stream<I: Input + ?Sized>(input: &mut I) -> Result<Stream, StreamE
     })
 }
 
+/// The outermost header, to be written in front of libxl's.
+pub(in super::super) fn xl_header(config: &str) -> Vec<u8> {
+    // A configuration takes some kilobytes; one that is read back is bounded.
+    let length = config.len() as u32 + 1;
+    let mut header = XL_MAGIC.to_vec();
+    for word in [XL_BYTE_ORDER, XL_STREAM_V2 | XL_JSON, 0, 4 + length, length] {
+        header.extend_from_slice(&word.to_le_bytes());
+    }
+    header.extend_from_slice(config.as_bytes());
+    header.push(0);
+    header
+}
+
 /// A record of pages to be written: entries, which are frames that are stored and frames that are not, and the pages of the former.
 pub(in super::super) fn page_data_record(stored: &[(u64, [u8; PAGE_SIZE as usize])], unwritten: &[u64]) -> Vec<u8> {
     let count = stored.len() + unwritten.len();
