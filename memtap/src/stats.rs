@@ -22,6 +22,8 @@ pub struct Status {
     pub reason: Option<String>,
     /// Seconds since the pager began.
     pub uptime_s: f64,
+    /// Microseconds from then until the guest had what it needs before its first instruction, and was let go; none before.
+    pub ready_us: Option<u64>,
     /// The page source.
     pub source: SourceStatus,
     /// The multicast channel, the last one where there were several; none where none was offered.
@@ -125,6 +127,7 @@ impl Status {
             state: "connecting".into(),
             reason: None,
             uptime_s: 0.0,
+            ready_us: None,
             source: SourceStatus::default(),
             channel: None,
             hydrate: String::new(),

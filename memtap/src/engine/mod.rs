@@ -230,7 +230,10 @@ impl Engine {
                 Output::InstallStaged { range } => self.desk.install_staged(range)?,
                 Output::DropStaged { range } => self.desk.staging.drop(range),
                 Output::Resume { gfn, waiter } => self.desk.port.resume(gfn, waiter)?,
-                Output::Ready => self.desk.guest.ready(),
+                Output::Ready => {
+                    self.desk.guest.ready();
+                    self.desk.status.ready_us = Some(self.desk.now().as_micros() as u64);
+                }
                 Output::Complete => {
                     tracing::info!("every page of the image is there");
                     self.completed = true;

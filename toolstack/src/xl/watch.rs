@@ -133,7 +133,7 @@ impl Watched {
         self.memory = pager.memory.or(self.memory);
         self.lane = pager.lane.or(self.lane.take());
         let milliseconds = |value: &serde_json::Value| value.as_f64().map(|us| us / 1e3);
-        self.prepare_ms = self.prepare_ms.or(milliseconds(&status["port"]["xen"]["prepare_us"]));
+        self.prepare_ms = self.prepare_ms.or(milliseconds(&status["xen"]["prepare_us"]));
         if let (None, Some(ready)) = (self.up_after, status["ready_us"].as_u64()) {
             let before = self.clone.pager_started.duration_since(self.clone.restored.started);
             self.up_after = Some(before + Duration::from_micros(ready));
