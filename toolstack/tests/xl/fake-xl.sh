@@ -1,6 +1,7 @@
 #!/bin/sh
 # Stands in for xl: it has one domain, `web`, number 3. Beside this script lie the domain's `state`, in the letters of `xl list`; its
-# `stream`, as `xl save` wrote it; and files that make it behave otherwise: `slow`, `broken` and `crashing`.
+# `stream`, as `xl save` wrote it; `config.json`, as `xl list -l` shows it; the `clones` that were restored, what they were `restored`
+# from, and the numbers of those `destroyed`; and files that make it behave otherwise: `slow`, `broken`, `crashing`, `unrestorable`.
 here=$(dirname "$0")
 [ "$1" = -vvv ] && shift
 say() { echo "$*" >&2; }
@@ -16,11 +17,41 @@ suspend() {
     return 0
 }
 
+# A line of `xl list`: name, number, state.
+line() { printf '%-40s %5d %5d %5d     %s  %8.1f\n' "$1" "$2" 128 1 "$3" 8.0; }
+
 case $1 in
 list)
-    case $2 in web | 3) ;; *) say "$2 is an invalid domain identifier (rc=-6)" && exit 1 ;; esac
+    if [ "$2" = -l ]; then
+        cat "$here/config.json"
+        exit
+    fi
+    { line Domain-0 0 r----- && line web 3 "$(cat "$here/state")"; } >"$here/list.$$"
+    for domain in "$here"/clones/*; do
+        [ -e "$domain" ] && line "$(basename "$domain")" "$(cat "$domain")" --p--- >>"$here/list.$$"
+    done
+    found=$(awk -v wanted="$2" 'wanted == "" || wanted == $1 || wanted == $2' "$here/list.$$")
+    rm "$here/list.$$"
+    [ "$found" ] || { say "$2 is an invalid domain identifier (rc=-6)" && exit 1; }
     echo "Name                                        ID   Mem VCPUs	State	Time(s)"
-    echo "web                                          3   128     1     $(cat "$here/state")       8.0"
+    echo "$found"
+    ;;
+restore)
+    [ "$2 $3" = "-e -p" ] || exit 2
+    case $4 in
+    *.cfg) name=$(sed -n 's/^name = "\(.*\)"$/\1/p' "$4") && cp "$4" "$here/restored-$name" ;;
+    *) name=$(grep -a -o '"name":"[^"]*"' "$4" | cut -d '"' -f 4) && cp "$4" "$here/restored-$name" ;;
+    esac
+    [ -e "$here/unrestorable" ] && [ "$name" = clone-2 ] && say "libxl: error: no memory" && exit 3
+    mkdir -p "$here/clones"
+    echo "1${name##*-}" >"$here/clones/$name"
+    ;;
+destroy)
+    echo "$2" >>"$here/destroyed"
+    for domain in "$here"/clones/*; do
+        [ -e "$domain" ] && [ "$(cat "$domain")" = "$2" ] && rm "$domain" && exit 0
+    done
+    exit 1
     ;;
 save)
     [ "$2 $3 $4" = "-c 3 /proc/self/fd/1" ] || exit 2

@@ -35,6 +35,7 @@ impl Fake {
         fs::set_permissions(fake.xl(), Permissions::from_mode(0o755)).unwrap();
         fs::write(fake.host.path().join("stream"), STREAM).unwrap();
         fake.set_state(RUNNING);
+        fake.set_config("");
         fake
     }
 
@@ -45,6 +46,35 @@ impl Fake {
     /// Has xl behave otherwise; see the script.
     pub(crate) fn behave(&self, how: &str) {
         fs::write(self.host.path().join(how), "").unwrap();
+    }
+
+    /// Gives the domain these devices, as xl keeps them.
+    pub(crate) fn set_config(&self, devices: &str) {
+        let config = format!(r#"{{"c_info": {{"name": "web"}}, "b_info": {{"max_vcpus": 1}} {devices}}}"#);
+        fs::write(self.host.path().join("config.json"), format!(r#"[{{"domid": 3, "config": {config}}}]"#)).unwrap();
+    }
+
+    /// What a clone was restored from: a configuration, or a stream.
+    pub(crate) fn restored_from(&self, clone: &str) -> Vec<u8> {
+        fs::read(self.host.path().join(format!("restored-{clone}"))).unwrap()
+    }
+
+    /// The numbers of the domains that were destroyed.
+    pub(crate) fn destroyed(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.host.path().join("destroyed")).unwrap_or_default();
+        let mut numbers: Vec<String> = text.lines().map(str::to_owned).collect();
+        numbers.sort();
+        numbers
+    }
+
+    /// Whether there are clones.
+    pub(crate) fn has_clones(&self) -> bool {
+        !paths(&self.host.path().join("clones")).is_empty()
+    }
+
+    /// A file in the folder of the captures.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        fs::write(self.captures.path().join(name), text).unwrap();
     }
 
     pub(crate) fn set_state(&self, letters: &str) {
@@ -60,6 +90,7 @@ impl Fake {
         let mut command = Command::new(env!("CARGO_BIN_EXE_snowflock"));
         let path = format!("{}:{}", self.host.path().display(), std::env::var("PATH").unwrap());
         command.args(arguments).env("PATH", path).env("XDG_RUNTIME_DIR", self.host.path());
+        command.env("TMPDIR", self.host.path());
         command.current_dir(self.captures.path()).stdin(Stdio::null());
         command
     }

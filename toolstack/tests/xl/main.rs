@@ -1,13 +1,16 @@
-//! `snowflock capture xl` against a script that behaves as xl does: what becomes of the capture, and above all of the domain, which
-//! must run in the end whatever happens. The real xl is used by `tests/xen/run`.
+//! `snowflock capture xl` and `fork xl` against a script that behaves as xl does: what becomes of the capture, and above all of the
+//! domain, which must run in the end whatever happens; and by what configuration clones are made. Where there is no Xen a clone's
+//! memtap fails, so here they never run, and must all be destroyed again. Real clones of the real xl are those of `tests/xen/run`.
 #![allow(clippy::unwrap_used)] // A helper that fails is a test that fails.
 
 mod fake;
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use descriptor::Descriptor;
+use descriptor::import::xen::stream::Stream;
 use serde_json::Value;
 
 use self::fake::{Fake, RUNNING};
@@ -107,4 +110,81 @@ fn errors_say_what_to_do() {
     fake.set_state("--p---");
     failed(fake.capture(&["--force"]), "web is paused, and cannot be captured; `xl unpause` lets it go on");
     assert_eq!(fake.state(), "--p---");
+}
+
+#[test]
+fn clones_have_identities_and_are_destroyed_when_they_cannot_run() {
+    let fake = Fake::new();
+    let output = fake.snowflock(&["fork", "xl", "web", "--clones", "3"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("clone-1: failed, see the logs in") && said.contains("memtap of clone-1 ended with exit code 1"),
+        "{said}"
+    );
+    let names = ["clone-1", "clone-2", "clone-3"];
+    let configs: Vec<Value> = names.map(|name| config(&fake.restored_from(name))).into_iter().collect();
+    let name = |config: &Value| config["c_info"]["name"].as_str().unwrap().to_owned();
+    assert_eq!(configs.iter().map(name).collect::<Vec<_>>(), names);
+    let uuids: HashSet<&str> = configs.iter().map(|config| config["c_info"]["uuid"].as_str().unwrap()).collect();
+    assert_eq!(uuids.len(), 3);
+    assert_eq!(fake.destroyed(), ["11", "12", "13"]);
+    assert!(!fake.has_clones() && fake.state() == RUNNING && fake.files().is_empty());
+}
+
+#[test]
+fn a_template_makes_the_clones() {
+    let fake = Fake::new();
+    fake.write("web.cfg", "name = 'web'\nvcpus = 1\ndisk = ['/dev/vg/{name},raw,xvda,rw']\nvif = ['bridge=xenbr0']\n");
+    let fork = ["fork", "xl", "web", "--clones", "2", "--name", "w-{id}", "--config", "web.cfg", "-o", "kept"];
+    assert_eq!(fake.snowflock(&fork).output().unwrap().status.code(), Some(1));
+    let text = String::from_utf8(fake.restored_from("w-2")).unwrap();
+    assert!(text.contains("\nname = \"w-2\"\n") && text.contains("disk = ['/dev/vg/w-2,raw,xvda,rw']"), "{text}");
+    assert!(text.contains("vif = [ \"mac=00:16:3e:") && text.contains(",bridge=xenbr0\" ]"), "{text}");
+    assert_eq!(fake.files(), ["kept.snow", "kept.snowidx", "kept.xen", "web.cfg"]);
+
+    let run = ["run", "xl", "--descriptor", "kept.snow", "--server", "unix:/nowhere", "--name", "other-7"];
+    assert_eq!(fake.snowflock(&run).output().unwrap().status.code(), Some(1));
+    assert_eq!(config(&fake.restored_from("other-7"))["c_info"]["name"], "other-7");
+    assert!(!fake.has_clones());
+}
+
+#[test]
+fn clones_that_would_do_harm_are_refused_before_anything_is_touched() {
+    let fake = Fake::new();
+    let refused = |arguments: &[&str], words: &str| {
+        let fork = [&["fork", "xl", "web", "-o", "kept"], arguments].concat();
+        let output = fake.snowflock(&fork).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(words), "{said}");
+    };
+    fake.write("web.cfg", "vcpus = 2");
+    refused(&["--config", "web.cfg"], "vcpus is 2 in web.cfg and 1 in the parent");
+    fake.write("web.cfg", "vcpus = ");
+    refused(&["--config", "web.cfg"], "web.cfg is no configuration of xl: line 1: expected a number");
+    refused(&["--name", "Domain-0"], "there is a domain Domain-0 already");
+    refused(&["--name", "a b"], "\"a b\" is no name for a clone");
+    refused(&["--name", "same", "--clones", "2"], "there is a domain same already");
+    fake.set_config(r#", "disks": [{"pdev_path": "/dev/vg/web", "readwrite": 1}]"#);
+    refused(&[], "the clones would write to /dev/vg/web together and with their parent");
+    fake.set_config(r#", "pcidevs": [{"bus": 3}]"#);
+    refused(&["--share-disks"], "devices of the host (PCI)");
+    assert_eq!(fake.files(), ["web.cfg"]);
+}
+
+#[test]
+fn a_clone_that_xl_refuses_takes_the_others_with_it() {
+    let fake = Fake::new();
+    fake.behave("unrestorable");
+    let output = fake.snowflock(&["fork", "xl", "web", "--clones", "2"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("`xl restore` ended with exit code 3") && said.contains("no memory"), "{said}");
+    assert_eq!((fake.has_clones(), fake.state().as_str()), (false, RUNNING));
+}
+
+/// The configuration in a stream for `xl restore`.
+fn config(mut stream: &[u8]) -> Value {
+    let stream = Stream::parse(&mut stream).unwrap();
+    serde_json::from_str(&stream.config.unwrap()).unwrap()
 }
