@@ -52,6 +52,12 @@ pub enum Refusal {
         /// What the note says.
         noted: String,
     },
+    /// A kernel that runs no more, or does not run yet.
+    #[error("no vCPU uses the page tables of Linux {0}: the guest was reset, or is booting")]
+    NotRunning(String),
+    /// A hypervisor's records that do not tell what the vCPUs do.
+    #[error("the hypervisor's records do not tell which page tables the vCPUs use")]
+    NoVcpus,
     /// A free block of an order that does not exist.
     #[error("frame {frame:#x} heads a free block of order {order}")]
     Order {

@@ -58,12 +58,30 @@ impl<'p> Kernel<'p> {
             return Err(Refusal::PageTables);
         }
         kernel.check_release()?;
+        if let Some(tables) = physical.page_tables()
+            && !tables.iter().any(|table| kernel.is_used_by(*table, top))
+        {
+            return Err(Refusal::NotRunning(kernel.note.text("OSRELEASE")?.to_owned()));
+        }
         Ok(kernel)
+    }
+
+    /// True when page tables, as CR3 names them, map the kernel's as the kernel does, at the address `top`.
+    fn is_used_by(&mut self, table: u64, top: u64) -> bool {
+        let table = table & self.address;
+        // Under page-table isolation, processes run on the second of two pages, which lacks the kernel.
+        [table, table & !PAGE_SIZE].into_iter().any(|table| {
+            let place = self.translate_from(table, top);
+            place.is_ok_and(|(place, _)| place == self.root)
+        })
     }
 
     /// The guest-physical address of a virtual one, and for how many bytes the mapping goes on.
     pub(super) fn translate(&mut self, address: u64) -> Result<(u64, u64), Refusal> {
-        let mut table = self.root;
+        self.translate_from(self.root, address)
+    }
+
+    fn translate_from(&mut self, mut table: u64, address: u64) -> Result<(u64, u64), Refusal> {
         for shift in self.shifts {
             let entry = self.physical_u64(table + ((address >> shift) & 511) * 8)?;
             if entry & PRESENT == 0 {

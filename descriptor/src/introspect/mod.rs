@@ -11,7 +11,9 @@
 //! a kernel that lacks a key, or whose structures disagree anywhere, is **refused as a whole**, since a page wrongly taken for
 //! free would be lost; then only zero pages are avoided.
 //!
-//! Only memory of a *stopped* guest may be analysed: nothing here notices that it changed meanwhile. What the image says is
+//! Only memory of a *stopped* guest may be analysed: nothing here notices that it changed meanwhile. Nor does the memory of a guest
+//! that was just reset differ from before: its firmware and its loader use frames that were free for the kernel that is no more. So one of
+//! the vCPUs must use that kernel's page tables, where the hypervisor tells which they use; raw memory comes without them. What the image says is
 //! foreign: every walk is bounded by the memory's size, and ends in a [`Refusal`] at worst.
 
 mod banks;
@@ -24,6 +26,7 @@ mod page_array;
 mod per_cpu;
 mod physical;
 mod surveyor;
+mod vcpus;
 
 use crate::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 

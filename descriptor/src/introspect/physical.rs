@@ -17,6 +17,7 @@ pub struct Bank {
 pub struct Physical<'i> {
     image: &'i dyn ReadPages,
     banks: Vec<Bank>,
+    page_tables: Option<Vec<u64>>,
 }
 
 impl<'i> Physical<'i> {
@@ -24,7 +25,18 @@ impl<'i> Physical<'i> {
     pub fn new(image: &'i dyn ReadPages, mut banks: Vec<Bank>) -> Self {
         banks.retain(|bank| !bank.frames.is_empty());
         debug_assert!(banks.is_sorted_by_key(|bank| bank.physical));
-        Self { image, banks }
+        Self { image, banks, page_tables: None }
+    }
+
+    /// The same, with what CR3 holds in each vCPU that uses paging.
+    #[must_use]
+    pub fn with_page_tables(self, page_tables: Option<Vec<u64>>) -> Self {
+        Self { page_tables, ..self }
+    }
+
+    /// CR3 of the vCPUs, where it is known.
+    pub(super) fn page_tables(&self) -> Option<&[u64]> {
+        self.page_tables.as_deref()
     }
 
     /// The banks in ascending order.

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 
-use super::{Fill, Introspection, Physical, Refusal, banks, introspect};
+use super::{Fill, Introspection, Physical, Refusal, banks, introspect, vcpus};
 use crate::image::{ImageError, ImageIndex, ImageReader, Survey, survey};
 use crate::vm::Hypervisor;
 use crate::{Descriptor, FrameSet, Gfn, PageCount, Report};
@@ -14,6 +14,7 @@ use crate::{Descriptor, FrameSet, Gfn, PageCount, Report};
 pub struct Surveyor {
     seen: Option<FrameSet>,
     notes: Vec<Gfn>,
+    page_tables: Option<Vec<u64>>,
 }
 
 impl Surveyor {
@@ -53,7 +54,8 @@ impl Surveyor {
         self.notes.dedup();
         let mut first = None;
         for banks in banks::candidates(hypervisor, &image.index().memory) {
-            match introspect(&Physical::new(image, banks), &self.notes) {
+            let physical = Physical::new(image, banks).with_page_tables(self.page_tables.clone());
+            match introspect(&physical, &self.notes) {
                 Ok(introspection) => return Ok(introspection),
                 Err(refusal) => _ = first.get_or_insert(refusal),
             }
@@ -101,7 +103,11 @@ impl Surveyor {
             return Ok((descriptor, index, Avoidance::Off));
         }
         let image = ImageReader::new(index, folder)?;
-        let avoidance = match self.introspect(&image, descriptor.identity.hypervisor) {
+        let found = vcpus::page_tables(&descriptor).and_then(|tables| {
+            self.page_tables = tables;
+            self.introspect(&image, descriptor.identity.hypervisor)
+        });
+        let avoidance = match found {
             Ok(introspection) => match introspection.fill {
                 Fill::Zero => {
                     descriptor.free = introspection.free.clone();

@@ -120,10 +120,19 @@ impl LinuxMemory {
     /// # Panics
     /// When the analysis reads far more than there is.
     pub fn introspect(&self) -> Result<Introspection, Refusal> {
+        self.introspect_by(None)
+    }
+
+    /// The same where vCPUs use these page tables.
+    ///
+    /// # Errors
+    /// As [`LinuxMemory::introspect`].
+    pub fn introspect_by(&self, page_tables: Option<&[u64]>) -> Result<Introspection, Refusal> {
         let frames = self.map.regions()[0].frames;
         let notes = self.bytes.chunks_exact(PAGE_SIZE as usize).zip(0..).filter(|(page, _)| is_note(page));
         let notes: Vec<Gfn> = notes.map(|(_, frame)| Gfn::new(frame)).collect();
-        let result = introspect(&Physical::new(self, vec![Bank { physical: 0, frames }]), &notes);
+        let physical = Physical::new(self, vec![Bank { physical: 0, frames }]);
+        let result = introspect(&physical.with_page_tables(page_tables.map(<[u64]>::to_vec)), &notes);
         let reads = *self.reads.lock().expect("nobody panics with the lock");
         assert!(reads <= (notes.len() as u64 + 1) * 16 * FRAMES, "{reads} pages read of {FRAMES}");
         result
@@ -346,6 +355,22 @@ mod tests {
         assert!(memory.introspect().is_ok(), "a stale note is not true of the memory");
         memory.put_note(52, &format!("{}FORGED=1\n", note()));
         assert!(matches!(memory.introspect(), Err(Refusal::Conflict(2))));
+    }
+
+    #[test]
+    fn a_kernel_that_no_vcpu_runs_is_not_believed() {
+        let memory = memory();
+        let runs = |tables: &[u64]| match memory.introspect_by(Some(tables)) {
+            Ok(_) => true,
+            Err(Refusal::NotRunning(release)) if release == RELEASE => false,
+            Err(other) => panic!("{other}"),
+        };
+        assert!(runs(&[20 * PAGE_SIZE]));
+        assert!(runs(&[0x9000, (20 * PAGE_SIZE) | 0xfff]), "one vCPU suffices; the low bits say other things");
+        assert!(runs(&[21 * PAGE_SIZE]), "on the second page, of a process that is isolated from the kernel");
+        for tables in [&[][..], &[0], &[30 * PAGE_SIZE], &[22 * PAGE_SIZE], &[u64::MAX], &[1 << 40]] {
+            assert!(!runs(tables), "{tables:x?}");
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ const PARENT_ID: &str = "8f8b4f5a-4a0e-4a34-9a35-0d5a9d8d8c11";
 /// The guest's memory, where it is a file.
 const MEMORY: &str = "memory";
 
+/// Its second monitor, where it has one.
+const PILOT: &str = "pilot";
+
 const CONSOLE: &str = "console";
 const CONSOLE_LOG: &str = "console.log";
 
@@ -101,8 +104,15 @@ impl Parent {
             words[at] += &if option == "-append" { format!(" {cmdline}") } else { ",memory-backend=memory".to_owned() };
         }
         let memory = format!("memory-backend-file,id=memory,size={MEMORY_MIB}M,mem-path={{dir}}/{MEMORY},share=on");
-        words.extend(["-object", &memory].into_iter().chain(machine.iter().copied()).map(str::to_owned));
+        let pilot = format!("unix:{{dir}}/{PILOT},server=on,wait=off");
+        let more = ["-object", &memory, "-qmp", &pilot].into_iter().chain(machine.iter().copied());
+        words.extend(more.map(str::to_owned));
         Self::start(words)
+    }
+
+    /// A monitor for the test alone, where its memory is a file.
+    pub(crate) fn pilot(&self) -> PathBuf {
+        self.dir.path().join(PILOT)
     }
 
     /// The file that is its memory.
@@ -227,6 +237,13 @@ impl Console {
             flags.resize(flags.len() + count as usize, value);
         }
         flags
+    }
+
+    /// Waits until the guest has booted so many times.
+    pub(crate) fn await_boots(&self, times: usize) {
+        // A line that the reset cut off may stand before.
+        let booted = || (self.lines().iter().filter(|line| line.contains("READY ")).count() >= times).then_some(());
+        poll(booted).expect("the guest boots again");
     }
 
     /// Asserts that the processes which churn memory went on and found nothing wrong.

@@ -12,6 +12,7 @@ mod layout;
 pub mod qmp;
 pub mod record;
 pub mod stream;
+mod vcpus;
 
 pub use files::{ImportError, RamFile, SavedFiles, import};
 pub use layout::{ExternalBlock, Layout, LayoutError};

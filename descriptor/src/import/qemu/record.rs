@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::stream::Stream;
+use super::vcpus::page_tables;
 use crate::Descriptor;
 use crate::vm::{Hypervisor, HypervisorRecord};
 
@@ -16,6 +17,8 @@ pub mod name {
     pub const RAM_SECTION_ID: &str = "ram-section-id";
     /// The sections of the devices, to the byte.
     pub const DEVICE_STATE: &str = "device-state";
+    /// CR3 of every vCPU with paging turned on, u64 little-endian each; not there where QEMU's description does not tell.
+    pub const PAGE_TABLES: &str = "page-tables";
 }
 
 /// What the source of a migration says to a clone, beside the RAM blocks, which are the regions of the memory map.
@@ -79,10 +82,14 @@ impl<'d> CloneState<'d> {
 /// The records of a stream.
 pub(super) fn records(stream: Stream) -> Vec<HypervisorRecord> {
     let record = |name: &str, data| HypervisorRecord { name: name.to_owned(), data };
-    vec![
+    let tables = page_tables(&stream);
+    let tables =
+        tables.map(|tables| record(name::PAGE_TABLES, tables.into_iter().flat_map(u64::to_le_bytes).collect()));
+    let records = [
         record(name::MACHINE, stream.machine.into_bytes()),
         record(name::CONFIGURATION, stream.configuration),
         record(name::RAM_SECTION_ID, stream.ram_section_id.to_le_bytes().to_vec()),
         record(name::DEVICE_STATE, stream.device_state),
-    ]
+    ];
+    records.into_iter().chain(tables).collect()
 }
