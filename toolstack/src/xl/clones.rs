@@ -5,8 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use descriptor::import::xen::stream::Stream;
@@ -114,30 +114,34 @@ impl Plan {
         Ok(Self { xl: xl.clone(), hole, source, identities: identities? })
     }
 
-    /// Makes the domains of all clones, which are paused and have no memory.
+    /// Makes the domains of all clones, paused and without memory, and hands each to `start` as soon as it is there.
     ///
     /// # Errors
-    /// When one cannot be made; the others are destroyed then.
-    pub(super) fn restore(&self, run: &RunDir) -> Result<Vec<Restored>, ToolError> {
-        let next = AtomicU32::new(0);
-        let restored = Mutex::new(Vec::new());
-        let work = || {
-            while let Some(identity) = self.identities.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                let one = self.restore_one(identity, run.path().join(format!("clone-{}", identity.id)));
-                let is_bad = one.is_err();
-                restored.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(one);
-                if is_bad {
-                    // The others need not be begun.
-                    next.store(u32::MAX / 2, Ordering::Relaxed);
+    /// When one cannot be made, or started; those that were not started are destroyed.
+    pub(super) fn restore(
+        &self,
+        run: &RunDir,
+        mut start: impl FnMut(Restored) -> Result<(), ToolError>,
+    ) -> Result<(), ToolError> {
+        let next = AtomicUsize::new(0);
+        let (sender, restored) = channel();
+        let work = |sender: Sender<Result<Restored, ToolError>>| {
+            while let Some(identity) = self.identities.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let dir = run.path().join(format!("clone-{}", identity.id));
+                if sender.send(self.restore_one(identity, dir)).is_err() {
+                    break;
                 }
             }
         };
-        std::thread::scope(|scope| (0..AT_ONCE.min(self.identities.len())).for_each(|_| _ = scope.spawn(work)));
-        let restored: Result<Vec<Restored>, ToolError> =
-            restored.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).into_iter().collect();
-        let mut restored = restored?;
-        restored.sort_by_key(|restored| restored.identity.id);
-        Ok(restored)
+        std::thread::scope(|scope| {
+            for _ in 0..AT_ONCE.min(self.identities.len()) {
+                let sender = sender.clone();
+                scope.spawn(|| work(sender));
+            }
+            drop(sender);
+            // Whoever is not received any more is dropped, and so destroyed.
+            restored.into_iter().try_for_each(|restored| start(restored?))
+        })
     }
 
     fn restore_one(&self, identity: &Identity, dir: PathBuf) -> Result<Restored, ToolError> {

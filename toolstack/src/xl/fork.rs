@@ -1,5 +1,7 @@
 //! `run` and `fork`: clones from their start to their end.
 
+use std::time::Duration;
+
 use super::capture;
 use super::clones::{Clone, Plan, check, template};
 use super::config::{Config, Template};
@@ -77,9 +79,13 @@ impl Work<'_> {
         let plan = Plan::new(xl, origin.descriptor, template, options)?;
         let domains = Domains::new(xl);
         let mut clones = Vec::new();
-        for restored in plan.restore(run)? {
+        plan.restore(run, |restored| {
+            // Only to notice Ctrl-C.
+            supervisor.pause(Duration::from_millis(1))?;
             clones.push(Watched::new(Clone::start(restored, supervisor, origin, options)?, &domains));
-        }
+            Ok(())
+        })?;
+        clones.sort_by_key(Watched::id);
         watch(supervisor, run, clones, server, report, options.common.json, |clone, supervisor| {
             clone.recover(supervisor, origin, options)
         })

@@ -113,6 +113,11 @@ impl Watched {
         }
     }
 
+    /// The clone's number.
+    pub(super) fn id(&self) -> u32 {
+        self.clone.restored.identity.id
+    }
+
     /// Replaces the pager that was killed.
     ///
     /// # Errors
