@@ -112,6 +112,7 @@ fn obey(command: u8, memory: &mut Memory) -> String {
             format!("USED files_mib={files_mib} freed_mib={freed_mib} ms={}", started.elapsed().as_millis())
         }
         b'J' => format!("JOB errors={} ms={}", job::work(), started.elapsed().as_millis()),
+        b'B' => format!("BALLOON modules={}", load_modules()),
         b'S' => stop(),
         other => format!("UNKNOWN {other:#04x}"),
     }
@@ -300,6 +301,14 @@ fn kernel_random() -> [u8; 16] {
     let got = unsafe { sys::getrandom(bytes.as_mut_ptr(), bytes.len(), 0) };
     assert_eq!(got, bytes.len() as isize, "getrandom");
     bytes
+}
+
+/// Loads what lies in /modules, in the order of its names; how many were taken.
+fn load_modules() -> usize {
+    let files = std::fs::read_dir("/modules").expect("/modules");
+    let mut paths: Vec<_> = files.map(|file| file.expect("a module").path()).collect();
+    paths.sort();
+    paths.iter().filter(|path| File::open(path).is_ok_and(|file| sys::load_module(&file))).count()
 }
 
 /// Restarts the machine, which ends a QEMU that was told `-no-reboot`: every machine type can do that, but not

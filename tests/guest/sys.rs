@@ -1,5 +1,7 @@
 //! What std lacks of the C library on x86-64 Linux.
 
+use std::os::fd::AsRawFd;
+
 pub const POLLIN: i16 = 1;
 pub const MADV_DONTNEED: i32 = 4;
 pub const RB_AUTOBOOT: i32 = 0x0123_4567;
@@ -37,6 +39,7 @@ unsafe extern "C" {
     fn fork() -> i32;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
     fn _exit(code: i32) -> !;
+    fn syscall(number: i64, ...) -> i64;
 }
 
 /// Fresh zeroed memory, shared with processes that are forked later or copied to them; in huge pages where it is large.
@@ -99,4 +102,11 @@ pub fn has_ended(pid: i32) -> bool {
 pub fn exit(code: i32) -> ! {
     // SAFETY: nothing of this process is needed any more.
     unsafe { _exit(code) }
+}
+
+/// Loads the kernel module in an open file, without parameters.
+pub fn load_module(file: &std::fs::File) -> bool {
+    const FINIT_MODULE: i64 = 313;
+    // SAFETY: a file, a string that ends in zero, no flags.
+    unsafe { syscall(FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), 0) == 0 }
 }

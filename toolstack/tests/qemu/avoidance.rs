@@ -14,9 +14,9 @@ use descriptor::vm::Hypervisor;
 use descriptor::{Gfn, ImageId, PAGE_SIZE};
 use serde_json::{Value, json};
 
-use crate::LONG;
 use crate::command::Place;
 use crate::guest::{Lab, Parent};
+use crate::{LONG, poll};
 
 /// Stops of a guest whose free frames are overwritten each time.
 const STOPS: u64 = 20;
@@ -24,8 +24,9 @@ const STOPS: u64 = 20;
 /// Where the text of a note begins.
 const NOTE_TEXT: usize = 24;
 
-/// `KPF_BUDDY` of Linux's include/uapi/linux/kernel-page-flags.h: in a free block.
+/// Of Linux's include/uapi/linux/kernel-page-flags.h, `KPF_BUDDY`: in a free block; and `KPF_OFFLINE`: taken by a balloon.
 const BUDDY: u64 = 1 << 10;
+const OFFLINE: u64 = 1 << 23;
 
 #[test]
 fn free_frames_of_linux_6_1_hold_nothing() {
@@ -49,6 +50,32 @@ fn poison_in_free_frames_is_noticed() {
     guest.stop();
     let found = guest.introspect();
     assert_eq!(found.fill, Fill::Poison(0xaa));
+}
+
+/// A balloon takes a quarter of the memory, and gives it back: meanwhile its frames need no fetch.
+#[test]
+fn what_a_balloon_took_holds_nothing() {
+    const MIB: u64 = 64;
+    let Some(mut guest) = Guest::boot("vmlinuz", &["-device", "virtio-balloon-pci"], "") else { return };
+    assert_eq!(guest.parent.console.ask(b'B'), "BALLOON modules=6");
+    guest.has_memory(256 - MIB);
+    guest.agrees_with_its_kernel();
+    guest.parent.console.tell(b'C');
+    guest.works_for(300);
+    guest.stop();
+    let found = guest.introspect();
+    assert_eq!(found.counts()[Class::Offline as usize].get(), (MIB << 20) / PAGE_SIZE);
+    for frame in found.free.runs().flat_map(|run| run.frames()) {
+        guest.memory.write_all_at(&[0xd0; PAGE_SIZE as usize], frame.address()).unwrap();
+    }
+    guest.go_on();
+    guest.has_memory(256);
+    guest.works_for(1000);
+    guest.parent.console.tell(b'F');
+    guest.parent.console.assert_full();
+    guest.parent.console.assert_churned(1);
+    guest.stop();
+    assert_eq!(guest.introspect().counts()[Class::Offline as usize].get(), 0, "all was given back");
 }
 
 /// What a capture believes of a machine that runs Linux, and not of one that was reset a moment ago: its memory is the same, but its
@@ -212,6 +239,13 @@ impl Guest {
         self.qmp.execute("cont", json!({})).unwrap();
     }
 
+    /// Has the balloon leave so many MiB to the guest.
+    fn has_memory(&mut self, mib: u64) {
+        self.qmp.execute("balloon", json!({"value": mib << 20})).unwrap();
+        let mut actual = || self.qmp.execute("query-balloon", json!({})).unwrap()["actual"].as_u64().unwrap();
+        poll(|| (actual() == mib << 20).then_some(())).expect("the balloon has its size");
+    }
+
     fn works_for(&self, milliseconds: u64) {
         std::thread::sleep(std::time::Duration::from_millis(milliseconds));
     }
@@ -274,10 +308,11 @@ impl Guest {
                 Class::Free => assert!(flags & BUDDY != 0, "frame {frame:#x} is not free: flags {flags:#x}"),
                 // On a list of a processor: no flag says so, but any would say something else.
                 Class::PerCpuFree => assert_eq!(flags, 0, "frame {frame:#x} is not free: flags {flags:#x}"),
-                _ => missed += usize::from(flags & BUDDY != 0),
+                Class::Offline => assert!(flags & OFFLINE != 0, "frame {frame:#x} is not offline: flags {flags:#x}"),
+                _ => missed += usize::from(flags & (BUDDY | OFFLINE) != 0),
             }
         }
-        assert_eq!(missed, 0, "free frames that were not found");
+        assert_eq!(missed, 0, "free or offline frames that were not found");
         assert!(found.counts()[Class::PerCpuFree as usize].get() > 0, "no processor had a free page");
     }
 }

@@ -196,6 +196,7 @@ impl Console {
             b'W' => "WROTE",
             b'D' => "DROPPED",
             b'K' => "FRAMES read=1",
+            b'B' => "BALLOON",
             other => panic!("what does the guest answer to {other:?}?"),
         };
         self.await_line(keyword, self.before)
