@@ -33,7 +33,7 @@ pub(crate) struct CommonOptions {
     hydrate: Option<String>,
     /// What becomes of a clone whose memory cannot be had any more: pause, kill, or hold
     #[arg(long, value_name = "POLICY")]
-    on_failure: Option<String>,
+    pub(crate) on_failure: Option<String>,
     /// How long a server may be gone before that, such as 10s
     #[arg(long, value_name = "TIME")]
     patience: Option<String>,
@@ -46,7 +46,7 @@ pub(crate) struct CommonOptions {
 }
 
 impl CommonOptions {
-    /// Hands to a memtap what is its business.
+    /// Hands to a memtap what is its business, but for what becomes of its guest when it cannot go on.
     pub(crate) fn pass_on(&self, memtap: &mut Command, origin: &Origin<'_>) {
         memtap.arg("--descriptor").arg(origin.descriptor);
         memtap.args(origin.server.map(|server| format!("--server={server}")));
@@ -56,7 +56,6 @@ impl CommonOptions {
             ("--mcast", self.mcast.as_deref()),
             ("--mcast-interface", self.mcast_interface.as_deref()),
             ("--hydrate", self.hydrate.as_deref()),
-            ("--on-failure", self.on_failure.as_deref()),
             ("--patience", self.patience.as_deref()),
         ];
         for (option, value) in options {

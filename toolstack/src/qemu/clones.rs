@@ -163,6 +163,7 @@ impl Clone {
         command.arg("--qmp").arg(self.dir.join(PAGER_QMP)).arg(format!("--pid={}", supervisor.pid(self.guest)));
         command.arg("--admin").arg(self.admin());
         options.common.pass_on(&mut command, origin);
+        command.args(options.common.on_failure.iter().flat_map(|policy| ["--on-failure", policy]));
         let (name, log) = (format!("memtap of {}", self.identity.name), self.dir.join("memtap.log"));
         Ok(supervisor.start(ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds })?)
     }

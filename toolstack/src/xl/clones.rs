@@ -277,8 +277,16 @@ fn spawn_pager(
     let mut command: Command = own_command("memtap");
     command.arg("xen").arg(format!("--domid={}", domain.id)).arg("--admin").arg(dir.join(ADMIN)).args(more);
     options.common.pass_on(&mut command, origin);
+    let policy = options.common.on_failure.as_deref();
+    // memtap can end a domain, but not clean up behind it as xl does. So it stops it, and we have xl destroy it.
+    command.arg("--on-failure").arg(if is_killed(options) { "pause" } else { policy.unwrap_or("pause") });
     let (name, log) = (format!("memtap of {}", identity.name), dir.join("memtap.log"));
     Ok(supervisor.start(ChildSpec { name, role: Role::Pager, command, log, output: Output::Log, fds: Vec::new() })?)
+}
+
+/// Whether clones are destroyed when their memory cannot be had any more.
+pub(super) fn is_killed(options: &CloneOptions) -> bool {
+    options.common.on_failure.as_deref().is_none_or(|policy| policy == "kill")
 }
 
 /// A file for its owner alone.

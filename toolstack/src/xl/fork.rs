@@ -82,7 +82,7 @@ impl Work<'_> {
         plan.restore(run, |restored| {
             // Only to notice Ctrl-C.
             supervisor.pause(Duration::from_millis(1))?;
-            clones.push(Watched::new(Clone::start(restored, supervisor, origin, options)?, &domains));
+            clones.push(Watched::new(Clone::start(restored, supervisor, origin, options)?, &domains, options));
             Ok(())
         })?;
         clones.sort_by_key(Watched::id);

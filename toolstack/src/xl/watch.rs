@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::clones::Clone;
+use super::clones::{Clone, is_killed};
 use super::domain::{Domain, DomainState};
 use super::error::XlError;
 use super::identity::DomainReport;
@@ -87,6 +87,8 @@ impl Signs {
 pub(super) struct Watched {
     clone: Clone,
     domains: Rc<RefCell<Domains>>,
+    /// It is destroyed when its memory cannot be had any more.
+    is_killed: bool,
     state: CloneState,
     /// From the start of xl to the guest's first instruction.
     up_after: Option<Duration>,
@@ -99,10 +101,11 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(clone: Clone, domains: &Rc<RefCell<Domains>>) -> Self {
+    pub(super) fn new(clone: Clone, domains: &Rc<RefCell<Domains>>, options: &CloneOptions) -> Self {
         Self {
             clone,
             domains: Rc::clone(domains),
+            is_killed: is_killed(options),
             state: CloneState::Loading,
             up_after: None,
             memory: None,
@@ -130,6 +133,11 @@ impl Watched {
     ) -> Result<(), ToolError> {
         self.pager_end = None;
         self.clone.recover_pager(supervisor, origin, options)
+    }
+
+    /// Whether its pager has ended badly, and no other takes over.
+    fn is_given_up(&self) -> bool {
+        self.pager_end.is_some_and(|end| !end.success()) && self.up_after.is_some() && !self.wants_recovery()
     }
 
     fn ask_pager(&mut self) {
@@ -166,13 +174,16 @@ impl Forked for Watched {
             self.ask_pager();
         }
         let age = if std::mem::take(&mut self.is_news) { Duration::ZERO } else { LIST };
-        let domain = self.domains.borrow_mut().state(self.clone.restored.domain.id, age);
-        let signs = Signs { domain, pager_end: self.pager_end, is_up: self.up_after.is_some() };
-        let state = signs.state();
+        let mut domain = self.domains.borrow_mut().state(self.clone.restored.domain.id, age);
+        if self.is_killed && self.is_given_up() && domain.is_some() {
+            self.clone.restored.domain.destroy();
+            domain = None;
+        }
+        let state = Signs { domain, pager_end: self.pager_end, is_up: self.up_after.is_some() }.state();
         match state {
             CloneState::Complete => self.memory.iter_mut().for_each(|memory| memory.missing = 0),
             CloneState::Ended | CloneState::Died | CloneState::Failed => match domain {
-                None | Some(DomainState::Dying) => self.clone.restored.domain.forget(),
+                None => self.clone.restored.domain.forget(),
                 // Nobody else cleans up behind it.
                 Some(_) => self.clone.restored.domain.destroy(),
             },
