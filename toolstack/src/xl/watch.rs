@@ -96,7 +96,7 @@ pub(super) struct Watched {
     lane: Option<String>,
     prepare_ms: Option<f64>,
     pager_end: Option<ExitStatus>,
-    /// It ended just now, and the domain with it perhaps.
+    /// It has let the domain go just now, or has ended, and the domain with it perhaps.
     is_news: bool,
 }
 
@@ -150,6 +150,7 @@ impl Watched {
         if let (None, Some(ready)) = (self.up_after, status["ready_us"].as_u64()) {
             let before = self.clone.pager_started.duration_since(self.clone.restored.started);
             self.up_after = Some(before + Duration::from_micros(ready));
+            self.is_news = true;
         }
     }
 }
