@@ -6,6 +6,7 @@ use super::CliError;
 use super::options::CloneOptions;
 use crate::engine::OnFailure;
 use crate::guest::{Guest, XenGuest};
+use crate::pager::Hydrate;
 use crate::port::xen::{Domain, XenError, XenPort, domain_by_name};
 
 /// Serve a Xen domain that `xl restore -p` made from the stream of `descriptor export xl`, and let it run.
@@ -22,7 +23,9 @@ pub(super) struct XenArgs {
     /// Leave the domain paused when it is ready, for someone else to unpause.
     #[arg(long)]
     keep_paused: bool,
-    /// Take over a domain whose pager died. It stands still meanwhile. No page is lost: Xen knows which are paged out.
+    /// Take over a domain whose pager died. No page is lost, as Xen knows which are paged out. But what was asked of the dead
+    /// pager cannot be told: vCPUs wait for such pages until they come with all the others, so that everything is fetched at
+    /// once, whatever --hydrate says, and the domain needs memory for all of it.
     #[arg(long)]
     take_over: bool,
     #[command(flatten)]
@@ -41,7 +44,8 @@ struct TargetOptions {
 }
 
 pub(super) fn run(arguments: &XenArgs, epoch: Instant) -> Result<u8, CliError> {
-    let prepared = arguments.clone.prepare(epoch)?;
+    let hydrate = if arguments.take_over { Hydrate::Now } else { arguments.clone.hydrate };
+    let prepared = CloneOptions { hydrate, ..arguments.clone.clone() }.prepare(epoch)?;
     let domain = Domain::open(arguments.target.domid()?)?;
     let control = domain.reopen()?;
     let attached = if arguments.take_over {

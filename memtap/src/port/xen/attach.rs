@@ -63,6 +63,9 @@ pub(super) fn attach(mut domain: Domain, descriptor: &Descriptor) -> Result<Atta
 ///
 /// What the dead pager knew is asked of Xen: which frames are paged out by looking at each, which vCPUs wait by letting all of them
 /// go on, whereupon they fault again. Meanwhile the domain must not run: a fault without a ring ends it.
+///
+/// One thing Xen does not tell: a frame that was asked for (of type paging-in) is not asked for again, and a vCPU that touches it
+/// spins until it is there. So all frames have to be filled soon after a domain was taken over.
 pub(super) fn take_over(mut domain: Domain, descriptor: &Descriptor) -> Result<Attached, XenError> {
     let (ram, mut present) = frames_of(descriptor)?;
     let lock = lock(&domain)?;
