@@ -81,6 +81,8 @@ pub(super) struct Prepared {
     ticket: Vec<u8>,
     control: Control,
     pub(super) handle: ControlHandle,
+    /// How many frames of zeros to install for one fault at most.
+    pub(super) zero_around: PageCount,
     epoch: Instant,
     _admin: Option<AdminSocket>,
 }
@@ -93,7 +95,8 @@ impl CloneOptions {
         let (control, handle) = control().map_err(|error| CliError::Start("no descriptor left", error))?;
         let admin = self.admin.as_deref().map(|path| AdminSocket::listen(path, handle.clone())).transpose()?;
         stop_on_signals(handle.clone())?;
-        Ok(Prepared { options: self.clone(), descriptor, ticket, control, handle, epoch, _admin: admin })
+        let (options, zero_around) = (self.clone(), PagerConfig::ZERO_AROUND);
+        Ok(Prepared { options, descriptor, ticket, control, handle, zero_around, epoch, _admin: admin })
     }
 }
 
@@ -131,7 +134,8 @@ impl Prepared {
     fn cores(&self, traits: PortTraits, present: FrameSet) -> Result<(Pager, Source), CliError> {
         let Self { options, descriptor, ticket, epoch, .. } = self;
         let seed = seed();
-        let pager = Pager::new(epoch.elapsed(), options.pager_config(descriptor, present, traits), seed)?;
+        let config = PagerConfig { zero_around: self.zero_around, ..options.pager_config(descriptor, present, traits) };
+        let pager = Pager::new(epoch.elapsed(), config, seed)?;
         let endpoints = if options.servers.is_empty() { descriptor.servers.clone() } else { options.servers.clone() };
         let source = Source::new(SourceConfig {
             endpoints,

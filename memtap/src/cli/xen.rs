@@ -45,7 +45,8 @@ struct TargetOptions {
 
 pub(super) fn run(arguments: &XenArgs, epoch: Instant) -> Result<u8, CliError> {
     let hydrate = if arguments.take_over { Hydrate::Now } else { arguments.clone.hydrate };
-    let prepared = CloneOptions { hydrate, ..arguments.clone.clone() }.prepare(epoch)?;
+    let mut prepared = CloneOptions { hydrate, ..arguments.clone.clone() }.prepare(epoch)?;
+    prepared.zero_around = XenPort::ZERO_AROUND;
     let domain = Domain::open(arguments.target.domid()?)?;
     let control = domain.reopen()?;
     let attached = if arguments.take_over {

@@ -54,7 +54,13 @@ impl Domain {
     /// # Errors
     /// When this is no control domain, or there is no such domain.
     pub fn open(id: u16) -> Result<Self, XenError> {
-        let mut calls = Hypercalls::open().map_err(|source| device_error("/dev/xen/privcmd", "xen-privcmd", source))?;
+        Self::open_for(id, true)
+    }
+
+    /// With `batches`, to page memory in and out by.
+    fn open_for(id: u16, batches: bool) -> Result<Self, XenError> {
+        let mut calls =
+            Hypercalls::open(batches).map_err(|source| device_error("/dev/xen/privcmd", "xen-privcmd", source))?;
         for version in INTERFACE_VERSIONS {
             match info(&mut calls, version, id) {
                 Ok(info) if info.domain != id => return Err(XenError::NoDomain(id.to_string())),
@@ -78,12 +84,12 @@ impl Domain {
         Err(XenError::InterfaceVersion { first, last })
     }
 
-    /// The same domain by another way, for another thread.
+    /// The same domain by another way, for another thread; for its life, not for its memory.
     ///
     /// # Errors
     /// As [`Domain::open`]; also when it has ended, and its number is another's.
     pub fn reopen(&self) -> Result<Self, XenError> {
-        let other = Self::open(self.id)?;
+        let other = Self::open_for(self.id, false)?;
         if other.handle == self.handle { Ok(other) } else { Err(XenError::Gone { domain: self.id }) }
     }
 

@@ -84,6 +84,10 @@ enum Phase {
 }
 
 impl XenPort {
+    /// How many frames of zeros are worth installing for one fault: each takes memory of the host, and this many take together
+    /// about as long as the one fault that they save at least.
+    pub const ZERO_AROUND: PageCount = PageCount::new(16);
+
     /// Attaches to a domain that was restored from the hole stream of `descriptor` and is paused, and pages its memory out.
     /// Returns the frames that it has, too.
     ///
@@ -313,8 +317,10 @@ impl FaultPort for XenPort {
         self.install_batches(range, Some(pages))
     }
 
+    /// One batch of them: each costs as much as a page with contents, and whoever asks comes back for the rest.
     fn install_zeros(&mut self, range: FrameRange) -> Result<Installed, PortError> {
-        self.install_batches(range, None)
+        let (batch, _) = range.split_at(PageCount::new(PREP_PAGES as u64));
+        self.install_batches(batch, None)
     }
 
     fn resume(&mut self, gfn: Gfn, waiter: Waiter) -> Result<(), PortError> {

@@ -30,6 +30,9 @@ const OPERATIONS: usize = ENTRIES + CALLS * size_of::<MulticallEntry>();
 const PAGES: usize = OPERATIONS + CALLS * size_of::<PagingOp>();
 const LENGTH: usize = PAGES + PREP_PAGES * PAGE;
 
+/// As much of it as single calls take.
+const SMALL: usize = ENTRIES;
+
 const _: () = assert!(PAGES.is_multiple_of(PAGE) && size_of::<Domctl>() <= PAGE);
 
 /// One operation on a paged-out or present frame.
@@ -52,12 +55,14 @@ pub(in super::super) struct Hypercalls {
 }
 
 impl Hypercalls {
-    pub(in super::super) fn open() -> io::Result<Self> {
+    /// With `batches`, also for [`Hypercalls::paging`], which takes some hundred KiB that stay in memory.
+    pub(in super::super) fn open(batches: bool) -> io::Result<Self> {
+        let length = if batches { LENGTH } else { SMALL };
         let privcmd = File::options().read(true).write(true).open("/dev/xen/privcmd")?;
         // Linux 4.18 gives memory that is meant for this; before, locked memory is the best there is.
         let buffer = match File::options().read(true).write(true).open("/dev/xen/hypercall") {
-            Ok(device) => Mapping::of_device(device.as_fd(), LENGTH)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Mapping::locked(LENGTH)?,
+            Ok(device) => Mapping::of_device(device.as_fd(), length)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Mapping::locked(length)?,
             Err(error) => return Err(error),
         };
         Ok(Self { privcmd, buffer })
@@ -99,8 +104,9 @@ impl Hypercalls {
 
     /// At most [`FRAMES`] frames.
     fn reservation(&mut self, command: u64, domain: u16, order: u32, frames: &[u64]) -> io::Result<usize> {
-        let extents = frames.len().min(FRAMES);
-        self.area(EXTENTS..EXTENTS + 8 * extents).copy_from_slice(frames[..extents].as_bytes());
+        let extents = frames.len();
+        assert!(extents <= FRAMES, "{extents} extents at once");
+        self.area(EXTENTS..EXTENTS + 8 * extents).copy_from_slice(frames.as_bytes());
         let extent_start = self.address(EXTENTS);
         let argument = Reservation {
             extent_start,
@@ -117,9 +123,10 @@ impl Hypercalls {
         Ok(done)
     }
 
-    /// What [`PagingCall::page`] means: to be filled before [`Hypercalls::paging`].
+    /// What [`PagingCall::page`] means: to be filled before [`Hypercalls::paging`]; none without batches.
     pub(in super::super) fn pages(&mut self) -> &mut [u8] {
-        self.area(PAGES..LENGTH)
+        let length = self.buffer.length();
+        self.area(PAGES.min(length)..length)
     }
 
     /// Does all of `calls`, at most twice as many as 2 MiB have frames, in one hypercall, also behind one that fails; puts what
@@ -130,11 +137,15 @@ impl Hypercalls {
         calls: &[PagingCall],
         results: &mut Vec<Result<(), Errno>>,
     ) -> io::Result<()> {
-        let calls = &calls[..calls.len().min(CALLS)];
+        if self.buffer.length() < LENGTH {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        assert!(calls.len() <= CALLS, "{} calls at once", calls.len());
         results.clear();
         for (index, call) in calls.iter().enumerate() {
             let PagingCall { operation, gfn, page } = *call;
-            let buffer = page.map_or(0, |page| self.address(PAGES + page.min(PREP_PAGES - 1) * PAGE));
+            assert!(page.is_none_or(|page| page < PREP_PAGES), "page {page:?} of {PREP_PAGES}");
+            let buffer = page.map_or(0, |page| self.address(PAGES + page * PAGE));
             let argument = PagingOp { operation, padding: 0, domain, padding2: 0, buffer, gfn };
             self.put(OPERATIONS + index * size_of::<PagingOp>(), &argument);
         }
