@@ -8,6 +8,7 @@
 //! - [`introspect`]: which frames an unmodified Linux guest holds free, and what it uses the others for;
 //! - [`mod@file`]: the files that hold a descriptor or an image's index;
 //! - [`cli`]: the `descriptor` command;
+//! - [`working_set`]: which frames the clones of an image need, merged from what each of them tells;
 //! - [`fetch`]: the protocol by which a pager asks a page server for pages, as a codec without I/O.
 //!
 //! What this crate deliberately does not do: it maps no memory, opens no network socket, and contains no unsafe code.
@@ -27,6 +28,7 @@ mod leb128;
 pub mod memory;
 mod report;
 pub mod vm;
+pub mod working_set;
 
 pub use endpoint::{Endpoint, ParseEndpointError};
 pub use frame::{FrameRange, FrameSet, FrameSetError, Gfn, PAGE_SIZE, PageCount};

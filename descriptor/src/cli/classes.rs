@@ -34,6 +34,7 @@ impl Classes {
             FileKind::Descriptor => (file.with_extension("snowidx"), vec![Descriptor::read(file)?.identity.hypervisor]),
             // An index does not say what its guest ran on; only one of them makes sense of the memory.
             FileKind::ImageIndex => (file.to_owned(), vec![Hypervisor::Qemu, Hypervisor::Raw]),
+            FileKind::WorkingSet => (file.with_extension("snowidx"), vec![Hypervisor::Qemu, Hypervisor::Raw]),
         };
         let image = ImageReader::open(&index)?;
         let mut surveyor = Surveyor::default();

@@ -9,6 +9,7 @@ use super::{CliError, Outcome, answer, answer_json, text};
 use crate::file::{Container, FileKind, FormatError, read_bytes};
 use crate::image::{Extent, ImageIndex};
 use crate::memory::{MemoryMap, Region};
+use crate::working_set::Merged;
 use crate::{Descriptor, FrameRange, FrameSet, Gfn, PageCount};
 
 /// The width of bars and maps in cells; a line of them fits a terminal of 80 columns.
@@ -61,18 +62,22 @@ struct Shown {
 
 fn show(bytes: &[u8]) -> Result<Shown, FormatError> {
     let container = Container::open(bytes)?;
-    let (shown, memory) = match container.kind() {
+    let (shown, frames) = match container.kind() {
         FileKind::Descriptor => {
             let descriptor = Descriptor::decode(bytes)?;
-            (show_descriptor(&descriptor), descriptor.memory)
+            (show_descriptor(&descriptor), descriptor.memory.frame_count())
         }
         FileKind::ImageIndex => {
             let index = ImageIndex::decode(bytes)?;
-            (show_index(&index), index.memory)
+            (show_index(&index), index.memory.frame_count())
+        }
+        FileKind::WorkingSet => {
+            let set = Merged::decode(bytes)?;
+            (show_working_set(&set), set.frames().max(PageCount::ONE))
         }
     };
     let length = bytes.len() as u64;
-    let per_gib = (u128::from(length) << 30) / u128::from(memory.frame_count().bytes());
+    let per_gib = (u128::from(length) << 30) / u128::from(frames.bytes());
     let per_gib = u64::try_from(per_gib).unwrap_or(u64::MAX);
     let mut out = format!(
         "{}, format {}, {} ({} per GiB of guest)\n",
@@ -98,6 +103,7 @@ fn show(bytes: &[u8]) -> Result<Shown, FormatError> {
     json["kind"] = match container.kind() {
         FileKind::Descriptor => "descriptor",
         FileKind::ImageIndex => "image-index",
+        FileKind::WorkingSet => "working-set",
     }
     .into();
     json["version"] = container.version().to_string().into();
@@ -188,6 +194,19 @@ fn show_descriptor(descriptor: &Descriptor) -> Shown {
         "records": records,
     });
     Shown { text: out, json }
+}
+
+fn show_working_set(set: &Merged) -> Shown {
+    let summary = set.summary();
+    let size = |frames: u64| text::size(PageCount::new(frames).bytes());
+    let text = show_facts(&[
+        ("image", set.image().to_string()),
+        ("clones", format!("{} told what they needed", summary.clones)),
+        ("needed", format!("{} in {} entries", size(summary.frames), summary.entries)),
+        ("common", format!("{}, which the next clone fetches ahead", size(summary.common))),
+    ]);
+    let json = json!({ "image": set.image(), "pages": set.frames(), "working_set": summary });
+    Shown { text, json }
 }
 
 fn show_index(index: &ImageIndex) -> Shown {

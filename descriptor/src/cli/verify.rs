@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
 use crate::file::{Container, FileKind, FormatError, read_bytes};
 use crate::image::{ImageError, ImageIndex, ImageReader, zero_frames};
+use crate::working_set::Merged;
 use crate::{Descriptor, FrameSet, Report};
 
 #[derive(Debug, Args)]
@@ -43,9 +44,13 @@ impl Verify {
         };
         let mut descriptor = None;
         let mut index = None;
-        for kind in [FileKind::Descriptor, FileKind::ImageIndex] {
+        for kind in [FileKind::Descriptor, FileKind::ImageIndex, FileKind::WorkingSet] {
             let path = if kind == given { self.file.clone() } else { kind.path(&self.file) };
             if kind != given && !path.exists() {
+                // Clones make it.
+                if kind == FileKind::WorkingSet {
+                    continue;
+                }
                 let verdict = Verdict::Skipped("there is none".to_owned());
                 checks.push(Check { name: "counterpart", path, verdict });
                 continue;
@@ -57,6 +62,7 @@ impl Verify {
                 FileKind::ImageIndex => {
                     index = check_contents(&mut checks, &path, ImageIndex::decode(&bytes)).map(|index| (path, index));
                 }
+                FileKind::WorkingSet => drop(check_contents(&mut checks, &path, Merged::decode(&bytes))),
             }
         }
         if let (Some(descriptor), Some((path, index))) = (&descriptor, &index) {

@@ -7,8 +7,8 @@ use super::error::FetchError;
 use super::local::LocalImage;
 use super::message::{
     Capabilities, ChannelGoneReason, Class, Delivery, Encoding, ErrorCode, GoodbyeReason, Hello, Limits,
-    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, PageRun, Preamble, Refusal, Request, Tag, VERSION,
-    Version, Welcome,
+    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, OrderPart, PageRun, Preamble, Ranges, Refusal, Request,
+    Tag, Touched, VERSION, Version, Welcome,
 };
 use super::wire::{self, flag, kind};
 use crate::{FrameRange, Gfn, ImageId, PAGE_SIZE, PageCount};
@@ -79,13 +79,22 @@ impl Request<'_> {
         assert!((1..=MAX_RANGES).contains(&ranges.len()), "{} ranges in a request", ranges.len());
         let bulk = if class == Class::Bulk { flag::BULK } else { 0 };
         let multicast = if delivery == Delivery::Multicast { flag::MULTICAST } else { 0 };
-        push_header(out, kind::REQUEST, bulk | multicast, tag, ranges.len() * size_of::<wire::Range>());
-        for range in ranges {
-            let pages = u32::try_from(range.count().get()).expect("a range of a request has at most 2^32 frames");
-            assert!(pages > 0, "an empty range in a request");
-            let range = wire::Range { gfn: range.start().index().into(), pages: pages.into(), reserved: 0.into() };
-            out.extend_from_slice(range.as_bytes());
-        }
+        push_ranges(out, kind::REQUEST, bulk | multicast, tag, ranges.iter().copied());
+    }
+}
+
+impl Touched<'_> {
+    /// Appends reports of `ranges`, of any number and length; with `last`, one at least, and the final one says so.
+    pub fn encode(ranges: &[FrameRange], last: bool, declined: bool, out: &mut Vec<u8>) {
+        let declined = if declined { flag::DECLINED } else { 0 };
+        push_parts(out, kind::TOUCHED, declined, ranges, last);
+    }
+}
+
+impl OrderPart<'_> {
+    /// Appends a whole order of any length: one message at least.
+    pub fn encode(ranges: &[FrameRange], out: &mut Vec<u8>) {
+        push_parts(out, kind::ORDER, 0, ranges, true);
     }
 }
 
@@ -101,7 +110,7 @@ impl PageRun<'_> {
         let pages = u32::try_from(frames.count().get()).expect("a run has at most 2^32 frames");
         let header = wire::Header {
             kind: kind::PAGES,
-            flags: if last { flag::LAST } else { 0 },
+            flags: self::last(last),
             reserved: 0.into(),
             length: u32::try_from(RUN + payload).expect("a run is at most a megabyte").into(),
             tag: tag.into(),
@@ -155,6 +164,11 @@ impl Message<'_> {
                 let ranges: Vec<_> = request.ranges().collect();
                 Request::encode(request.tag, request.class, request.delivery, &ranges, out);
             }
+            Message::Touched(touched) => {
+                let declined = if touched.declined { flag::DECLINED } else { 0 };
+                push_ranges(out, kind::TOUCHED, declined | last(touched.last), 0, touched.ranges.iter());
+            }
+            Message::Order(part) => push_ranges(out, kind::ORDER, last(part.last), 0, part.ranges.iter()),
             Message::Pages(run) => {
                 let head = PageRun::head(run.tag, run.frames, run.encoding, run.last, run.payload.len());
                 out.extend_from_slice(&head);
@@ -194,6 +208,8 @@ enum KindName {
     Image,
     Channel,
     ChannelGone,
+    Touched,
+    Order,
 }
 
 impl KindName {
@@ -211,6 +227,8 @@ impl KindName {
             kind::IMAGE => Self::Image,
             kind::CHANNEL => Self::Channel,
             kind::CHANNEL_GONE => Self::ChannelGone,
+            kind::TOUCHED => Self::Touched,
+            kind::ORDER => Self::Order,
             unknown => return Err(FetchError::Kind(unknown)),
         })
     }
@@ -229,6 +247,8 @@ impl KindName {
             Self::Image => "IMAGE",
             Self::Channel => "CHANNEL",
             Self::ChannelGone => "CHANNEL_GONE",
+            Self::Touched => "TOUCHED",
+            Self::Order => "ORDER",
         }
     }
 
@@ -237,7 +257,7 @@ impl KindName {
             Self::Hello => size_of::<wire::Hello>() + MAX_TICKET,
             Self::Welcome => size_of::<wire::Welcome>(),
             Self::Refused | Self::Error | Self::Goodbye | Self::ChannelGone => size_of::<wire::Reason>() + MAX_TEXT,
-            Self::Request => MAX_RANGES * size_of::<wire::Range>(),
+            Self::Request | Self::Touched | Self::Order => MAX_RANGES * size_of::<wire::Range>(),
             Self::Pages => MAX_MESSAGE - HEADER,
             Self::Ping | Self::Pong => 0,
             Self::Image => LocalImage::MAX_BODY,
@@ -301,16 +321,38 @@ fn decode_body<'a>(kind: KindName, header: &wire::Header, body: &'a [u8]) -> Res
             let (code, text) = decode_reason(body).ok_or_else(bad_length)?;
             Message::ChannelGone(ChannelGoneReason::of(code).ok_or_else(|| field("reason", code.into()))?, text)
         }
+        KindName::Touched | KindName::Order => {
+            let ranges = decode_ranges(kind.name(), body)?;
+            let (last, declined) = (header.flags & flag::LAST != 0, header.flags & flag::DECLINED != 0);
+            if ranges.is_empty() && !last {
+                return Err(bad_length());
+            }
+            match kind {
+                KindName::Touched => Message::Touched(Touched { ranges, last, declined }),
+                _ => Message::Order(OrderPart { ranges, last }),
+            }
+        }
     })
 }
 
 fn decode_request<'a>(header: &wire::Header, body: &'a [u8]) -> Result<Request<'a>, FetchError> {
     let kind = KindName::Request.name();
-    let field = |field, value| FetchError::Field { kind, field, value };
-    let ranges = <[wire::Range]>::ref_from_bytes(body).map_err(|_| FetchError::Length { kind, length: body.len() })?;
+    let ranges = decode_ranges(kind, body)?;
     if ranges.is_empty() {
         return Err(FetchError::Length { kind, length: 0 });
     }
+    let tag = match header.tag.get() {
+        0 => return Err(FetchError::Field { kind, field: "tag", value: 0 }),
+        tag => tag,
+    };
+    let class = if header.flags & flag::BULK != 0 { Class::Bulk } else { Class::Demand };
+    let delivery = if header.flags & flag::MULTICAST != 0 { Delivery::Multicast } else { Delivery::Unicast };
+    Ok(Request { tag, class, delivery, ranges })
+}
+
+fn decode_ranges<'a>(kind: &'static str, body: &'a [u8]) -> Result<Ranges<'a>, FetchError> {
+    let field = |field, value| FetchError::Field { kind, field, value };
+    let ranges = <[wire::Range]>::ref_from_bytes(body).map_err(|_| FetchError::Length { kind, length: body.len() })?;
     for range in ranges {
         if range.pages.get() == 0 {
             return Err(field("page count", 0));
@@ -320,13 +362,7 @@ fn decode_request<'a>(header: &wire::Header, body: &'a [u8]) -> Result<Request<'
             .and_then(|start| FrameRange::checked(start, PageCount::new(range.pages.get().into())))
             .ok_or_else(|| field("frame number", range.gfn.get()))?;
     }
-    let tag = match header.tag.get() {
-        0 => return Err(field("tag", 0)),
-        tag => tag,
-    };
-    let class = if header.flags & flag::BULK != 0 { Class::Bulk } else { Class::Demand };
-    let delivery = if header.flags & flag::MULTICAST != 0 { Delivery::Multicast } else { Delivery::Unicast };
-    Ok(Request { tag, class, delivery, ranges })
+    Ok(Ranges(ranges))
 }
 
 fn decode_run<'a>(header: &wire::Header, body: &'a [u8]) -> Result<PageRun<'a>, FetchError> {
@@ -366,6 +402,34 @@ fn push_header(out: &mut Vec<u8>, kind: u8, flags: u8, tag: Tag, length: usize) 
     header.length = u32::try_from(length).expect("a message is at most some megabytes").into();
     header.tag = tag.into();
     out.extend_from_slice(header.as_bytes());
+}
+
+fn push_ranges(out: &mut Vec<u8>, kind: u8, flags: u8, tag: Tag, ranges: impl ExactSizeIterator<Item = FrameRange>) {
+    push_header(out, kind, flags, tag, ranges.len() * size_of::<wire::Range>());
+    for range in ranges {
+        let pages = u32::try_from(range.count().get()).expect("a range of a message has at most 2^32 frames");
+        assert!(pages > 0, "an empty range in a message");
+        let range = wire::Range { gfn: range.start().index().into(), pages: pages.into(), reserved: 0.into() };
+        out.extend_from_slice(range.as_bytes());
+    }
+}
+
+/// Appends `ranges` in as many messages as they need; none is split unless it is longer than a message can name.
+fn push_parts(out: &mut Vec<u8>, kind: u8, flags: u8, ranges: &[FrameRange], is_last: bool) {
+    let pieces = ranges.iter().flat_map(|range| range.chunks(PageCount::new(u32::MAX.into())));
+    let pieces: Vec<FrameRange> = pieces.collect();
+    let mut parts = pieces.chunks(MAX_RANGES).peekable();
+    if parts.peek().is_none() && is_last {
+        push_ranges(out, kind, flags | flag::LAST, 0, [].into_iter());
+    }
+    while let Some(part) = parts.next() {
+        let end = last(is_last && parts.peek().is_none());
+        push_ranges(out, kind, flags | end, 0, part.iter().copied());
+    }
+}
+
+const fn last(is_last: bool) -> u8 {
+    if is_last { flag::LAST } else { 0 }
 }
 
 fn push_reason(out: &mut Vec<u8>, kind: u8, tag: Tag, code: u16, text: &str) {

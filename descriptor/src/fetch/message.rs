@@ -6,13 +6,13 @@ use super::wire;
 use crate::{FrameRange, Gfn, ImageId, PageCount};
 
 /// The version that this code speaks.
-pub const VERSION: Version = Version { major: 1, minor: 1 };
+pub const VERSION: Version = Version { major: 1, minor: 2 };
 
 /// Pages in one run: 1 MiB, large enough that a send is bounded by the copy and not by the system call, small enough
 /// that a demand page waits for no more than a fraction of a millisecond behind it.
 pub const MAX_PAGES_PER_RUN: u32 = 256;
 
-/// Ranges in one request: a batch of demand faults from every vCPU of a large guest.
+/// Ranges in one message: a batch of demand faults from every vCPU of a large guest.
 pub const MAX_RANGES: usize = 256;
 
 /// Bytes of text in a refusal, an error, a goodbye.
@@ -166,7 +166,7 @@ pub struct Welcome {
 }
 
 /// A batch of ranges that a client wants.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
     /// The request's number.
     pub tag: Tag,
@@ -174,8 +174,32 @@ pub struct Request<'a> {
     pub class: Class,
     /// Which way the answer is to come.
     pub delivery: Delivery,
-    pub(super) ranges: &'a [wire::Range],
+    pub(super) ranges: Ranges<'a>,
 }
+
+/// Further frames that a clone needed, in the order in which it first did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touched<'a> {
+    /// The frames; none only in the last report.
+    pub ranges: Ranges<'a>,
+    /// The clone has ended, and has said everything: whatever else it was to say something about it did not need.
+    pub last: bool,
+    /// It fetched nothing ahead because of ORDER.
+    pub declined: bool,
+}
+
+/// A part of the order in which a clone is best to fetch ahead of need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrderPart<'a> {
+    /// The frames; none only in an order that is empty.
+    pub ranges: Ranges<'a>,
+    /// No further part follows.
+    pub last: bool,
+}
+
+/// Ranges in a message, none of them empty.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranges<'a>(pub(super) &'a [wire::Range]);
 
 /// Some of the pages that a request asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,6 +243,10 @@ pub enum Message<'a> {
     Channel(ChannelOffer),
     /// The channel has ended for this client, with text for people.
     ChannelGone(ChannelGoneReason, &'a str),
+    /// What the clone needed.
+    Touched(Touched<'a>),
+    /// What it is best to fetch ahead.
+    Order(OrderPart<'a>),
 }
 
 impl Capabilities {
@@ -228,6 +256,8 @@ impl Capabilities {
     pub const LOCAL: Capabilities = Capabilities(2);
     /// The multicast lane: answers that go to a group.
     pub const MULTICAST: Capabilities = Capabilities(4);
+    /// Working sets: what siblings needed is told, and what this clone needs is listened to.
+    pub const WORKING_SET: Capabilities = Capabilities(8);
 
     /// The capabilities of these bits, unknown ones included.
     pub const fn from_bits(bits: u32) -> Self {
@@ -263,22 +293,33 @@ impl Capabilities {
 impl<'a> Request<'a> {
     /// The ranges, at least one, none empty.
     pub fn ranges(self) -> impl ExactSizeIterator<Item = FrameRange> + 'a {
-        // Checked when the request was decoded.
-        self.ranges
+        self.ranges.iter()
+    }
+}
+
+impl<'a> Ranges<'a> {
+    /// Each of them.
+    pub fn iter(self) -> impl ExactSizeIterator<Item = FrameRange> + 'a {
+        // Checked when the message was decoded.
+        self.0
             .iter()
             .map(|range| FrameRange::new(Gfn::new(range.gfn.get()), PageCount::new(range.pages.get().into())))
+    }
+
+    /// True when there is none.
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
     }
 }
 
 /// Reserved bytes, which mean nothing, make no difference.
-impl PartialEq for Request<'_> {
+impl PartialEq for Ranges<'_> {
     fn eq(&self, other: &Self) -> bool {
-        (self.tag, self.class, self.delivery) == (other.tag, other.class, other.delivery)
-            && self.ranges().eq(other.ranges())
+        self.iter().eq(other.iter())
     }
 }
 
-impl Eq for Request<'_> {}
+impl Eq for Ranges<'_> {}
 
 impl Message<'_> {
     /// `text` cut to what a message may carry.

@@ -51,6 +51,8 @@ pub mod kind {
     pub const IMAGE: u8 = 10;
     pub const CHANNEL: u8 = 11;
     pub const CHANNEL_GONE: u8 = 12;
+    pub const TOUCHED: u8 = 13;
+    pub const ORDER: u8 = 14;
 }
 
 /// Flags in a header.
@@ -59,8 +61,11 @@ pub mod flag {
     pub const BULK: u8 = 1;
     /// In REQUEST: the answer is to go to the multicast group, nothing of it comes here.
     pub const MULTICAST: u8 = 2;
-    /// In PAGES: no further run belongs to this request.
+    /// In PAGES: no further run belongs to this request. In ORDER: no further part of it follows. In TOUCHED: the clone has ended,
+    /// and this is the whole of what it needed.
     pub const LAST: u8 = 1;
+    /// In TOUCHED: nothing was fetched ahead because of ORDER.
+    pub const DECLINED: u8 = 2;
 }
 
 /// The fixed part of HELLO; the ticket follows.
@@ -105,7 +110,7 @@ pub struct Reason {
     pub reserved: U16,
 }
 
-/// A range in REQUEST.
+/// A range in REQUEST, TOUCHED or ORDER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Range {

@@ -172,7 +172,7 @@ fn read_preamble(bytes: &[u8]) -> Result<(FileKind, Version), FormatError> {
         return Err(FormatError::Version { file: version, ours: Version::OURS });
     }
     let number = preamble.kind.get();
-    let kind = [FileKind::Descriptor, FileKind::ImageIndex].into_iter().find(|kind| kind.number() == number);
+    let kind = FileKind::ALL.into_iter().find(|kind| kind.number() == number);
     Ok((kind.ok_or(FormatError::UnknownKind(number))?, version))
 }
 

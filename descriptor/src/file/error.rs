@@ -6,6 +6,7 @@ use thiserror::Error;
 use super::{FileKind, SectionKind, Version};
 use crate::image::ExtentError;
 use crate::memory::MemoryMapError;
+use crate::working_set::MergedError;
 use crate::{FrameRange, FrameSetError, ParseEndpointError};
 
 /// A file that cannot be read or written.
@@ -241,6 +242,9 @@ pub enum FormatError {
     /// Extents that make no table.
     #[error("section extents holds no extent table")]
     Extents(#[from] ExtentError),
+    /// Entries that make no working set.
+    #[error("section needed holds no working set")]
+    WorkingSet(#[from] MergedError),
     /// Well-formed sections that do not fit together.
     #[error(transparent)]
     Content(#[from] ContentError),

@@ -1,8 +1,8 @@
-//! The files: descriptors (`NAME.snow`) and image indices (`NAME.snowidx`), one format for both.
+//! The files: descriptors (`NAME.snow`), image indices (`NAME.snowidx`) and working sets (`NAME.snowws`), one format for all.
 //!
 //! ```text
 //! byte  length
-//!    0       8  preamble: "SNOW", kind of file u16 (1 descriptor, 2 image index), major u8, minor u8
+//!    0       8  preamble: "SNOW", kind of file u16 (1 descriptor, 2 image index, 3 working set), major u8, minor u8
 //!    8      16  header: length of the whole file u64, number of sections u32, zero u32
 //!   24   40 ×n  section table, in ascending order of section numbers:
 //!                 number u32, flags u32 (1 required, 2 lz4), stored length u64, plain length u64, checksum [16]
@@ -24,11 +24,12 @@
 //! | `free` | 6 | descriptor | a frame set |
 //! | `prefetch` | 7 | descriptor | runs, LEB128: first frame relative to the end of the run before (signed), frames |
 //! | `servers` | 8 | descriptor | endpoints: length u16; the text |
-//! | `image` | 16 | index | image id `[16]` |
+//! | `image` | 16 | index, working set | image id `[16]` |
 //! | `files` | 17 | index | files: length u64, length of the path u16, zero `[6]`; the path |
 //! | `extents` | 18 | index | extents, LEB128: frames since the end of the extent before, frames, file, offset relative to the end of the extent before (signed, modulo 2^64), stride − 4096 |
+//! | `needed` | 19 | working set | LEB128: frames of the image, clones heard; then entries in the order of need: first frame relative to the end of the entry before (signed, LEB128), frames u8, clones that needed them u8, clones that were asked u8 |
 //!
-//! Signed numbers are zigzag-coded. `identity`, `memory`, `image` and `files` are always there; any other section may be left out
+//! Signed numbers are zigzag-coded. `identity`, `memory`, `image`, `files` and `needed` are always there in their files; any other section may be left out
 //! and is then empty. A section is compressed (lz4, block format) where that saves a sixteenth of it or more.
 //!
 //! # Versions
@@ -50,6 +51,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 mod wire;
+mod working_set;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -66,6 +68,8 @@ pub enum FileKind {
     Descriptor,
     /// An [`ImageIndex`](crate::image::ImageIndex): what a page server needs.
     ImageIndex,
+    /// A [`Merged`](crate::working_set::Merged) working set: what clones of the image needed.
+    WorkingSet,
 }
 
 /// The version of the format.
@@ -82,18 +86,21 @@ pub struct Version {
 pub struct SectionKind(u32);
 
 impl FileKind {
+    const ALL: [FileKind; 3] = [FileKind::Descriptor, FileKind::ImageIndex, FileKind::WorkingSet];
+
     /// The customary end of the file's name, without the dot.
     pub const fn extension(self) -> &'static str {
         match self {
             FileKind::Descriptor => "snow",
             FileKind::ImageIndex => "snowidx",
+            FileKind::WorkingSet => "snowws",
         }
     }
 
-    /// The path of the file of this kind in the pair called `name`: `NAME.snow` or `NAME.snowidx`. Either of these is taken as
-    /// `name` too.
+    /// The path of the file of this kind among those called `name`: `NAME.snow`, `NAME.snowidx` or `NAME.snowws`. Any of these is
+    /// taken as `name` too.
     pub fn path(self, name: &Path) -> PathBuf {
-        let extensions = [FileKind::Descriptor, FileKind::ImageIndex].map(FileKind::extension);
+        let extensions = Self::ALL.map(FileKind::extension);
         let mut path = match name.extension().and_then(OsStr::to_str) {
             Some(extension) if extensions.contains(&extension) => name.with_extension(""),
             _ => name.to_owned(),
@@ -107,6 +114,7 @@ impl FileKind {
         match self {
             FileKind::Descriptor => 1,
             FileKind::ImageIndex => 2,
+            FileKind::WorkingSet => 3,
         }
     }
 
@@ -118,6 +126,7 @@ impl FileKind {
                 &[S::IDENTITY, S::MEMORY, S::RECORDS, S::EAGER, S::ZERO, S::FREE, S::PREFETCH, S::SERVERS]
             }
             FileKind::ImageIndex => &[S::MEMORY, S::ZERO, S::IMAGE, S::FILES, S::EXTENTS],
+            FileKind::WorkingSet => &[S::IMAGE, S::NEEDED],
         }
     }
 }
@@ -144,12 +153,14 @@ impl SectionKind {
     pub const PREFETCH: Self = Self(7);
     /// The page servers.
     pub const SERVERS: Self = Self(8);
-    /// The image's name in an index.
+    /// The image's name in an index or a working set.
     pub const IMAGE: Self = Self(16);
     /// The image's files.
     pub const FILES: Self = Self(17);
     /// The extent table.
     pub const EXTENTS: Self = Self(18);
+    /// What clones needed.
+    pub const NEEDED: Self = Self(19);
 
     /// The number in the section table.
     pub const fn number(self) -> u32 {
@@ -170,6 +181,7 @@ impl SectionKind {
             Self::IMAGE => "image",
             Self::FILES => "files",
             Self::EXTENTS => "extents",
+            Self::NEEDED => "needed",
             _ => return None,
         })
     }
@@ -180,6 +192,7 @@ impl fmt::Display for FileKind {
         f.write_str(match self {
             FileKind::Descriptor => "a descriptor (.snow)",
             FileKind::ImageIndex => "an image index (.snowidx)",
+            FileKind::WorkingSet => "a working set (.snowws)",
         })
     }
 }
