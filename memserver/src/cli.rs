@@ -119,6 +119,9 @@ struct ServeArguments {
     /// Bytes in a multicast datagram, where the path's MTU is smaller than the interface's.
     #[arg(long, value_name = "BYTES", requires = "mcast", hide = true)]
     mcast_datagram: Option<u16>,
+    /// Tell clones what their siblings needed, and ask them what they need; it is kept in NAME.snowws beside the image.
+    #[arg(long, value_enum, default_value = "on")]
+    working_sets: OnOff,
     /// Bring image files into memory at the start.
     #[arg(long, value_enum, default_value = "populate")]
     preload: PreloadArgument,
@@ -136,6 +139,12 @@ struct ServeArguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Switch {
     Auto,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnOff {
+    On,
     Off,
 }
 
@@ -266,7 +275,8 @@ fn config_of(arguments: ServeArguments) -> Result<ServeConfig, CliError> {
     });
     let lz4 = if config.compress == Compress::Off { Capabilities::default() } else { Capabilities::LZ4 };
     let local = if arguments.local_lane == Switch::Off { Capabilities::default() } else { Capabilities::LOCAL };
-    config.session.capabilities = lz4.union(local).union(Capabilities::MULTICAST);
+    config.working_sets = arguments.working_sets == OnOff::On;
+    config.session.capabilities = lz4.union(local).union(Capabilities::MULTICAST).union(Capabilities::WORKING_SET);
     config.session.limits.idle_timeout_ms = u32::try_from(arguments.idle_timeout.as_millis()).unwrap_or(u32::MAX);
     config.session.ticket = arguments.ticket_file.map(|path| read_ticket(&path)).transpose()?;
     Ok(config)

@@ -35,6 +35,8 @@ pub struct ServeConfig {
     pub compress: Compress,
     /// What happens to an image's files at the start.
     pub preload: Preload,
+    /// Whether clones are told what their siblings needed, and asked what they need; it is kept beside the images.
+    pub working_sets: bool,
     /// The multicast channel; `None` for none.
     pub mcast: Option<MulticastConfig>,
     /// What to use of io_uring.
@@ -74,7 +76,8 @@ pub enum Compress {
 impl ServeConfig {
     /// A server of these images at these endpoints, the rest as it comes.
     pub fn new(images: Vec<PathBuf>, listen: Vec<Endpoint>) -> Self {
-        let capabilities = Capabilities::LOCAL.union(Capabilities::LZ4).union(Capabilities::MULTICAST);
+        let capabilities = Capabilities::LOCAL.union(Capabilities::LZ4);
+        let capabilities = capabilities.union(Capabilities::MULTICAST).union(Capabilities::WORKING_SET);
         Self {
             images,
             listen,
@@ -87,6 +90,7 @@ impl ServeConfig {
             session: SessionConfig { capabilities, ..SessionConfig::default() },
             compress: Compress::Auto,
             preload: Preload::Populate,
+            working_sets: true,
             mcast: None,
             ring_features: RingFeatures::Auto,
             admin: None,

@@ -14,12 +14,12 @@ use std::sync::{Arc, OnceLock};
 use descriptor::fetch::{LocalImage, Message};
 use descriptor::image::{Content, ExtentTable, ImageIndex, Layout, Span};
 use descriptor::{FrameRange, FrameSet, ImageId, PAGE_SIZE, PageCount};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use thiserror::Error;
 
 use crate::session::ImageFacts;
 use crate::sys::Mapping;
-use crate::working_set::WorkingSet;
+use crate::working_set::ImageSet;
 
 /// Images in one server: their number bounds the status report, not the memory.
 pub const MAX_IMAGES: usize = 4096;
@@ -34,7 +34,7 @@ pub struct ServedImage {
     zero: FrameSet,
     files: Vec<MappedFile>,
     local: OnceLock<Vec<u8>>,
-    working_set: Mutex<WorkingSet>,
+    needed: ImageSet,
 }
 
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl ServedImage {
             frames: index.memory.universe(),
             present: index.memory.frame_count(),
             files: files.collect::<Result<_, _>>()?,
-            working_set: Mutex::new(WorkingSet::new(index.memory.universe())),
+            needed: ImageSet::new(index.image, index.memory.universe()),
             extents: index.extents,
             zero: index.zero,
             local: OnceLock::new(),
@@ -146,9 +146,14 @@ impl ServedImage {
         ImageFacts { frames: self.frames, local: fits, multicast: u32::try_from(self.frames.get()).is_ok() }
     }
 
-    /// What clones have waited for.
-    pub(crate) fn working_set(&self) -> &Mutex<WorkingSet> {
-        &self.working_set
+    /// What clones need.
+    pub(crate) fn needed(&self) -> &ImageSet {
+        &self.needed
+    }
+
+    /// The same with what is kept of its clones' working sets beside `index`.
+    pub(crate) fn with_working_set(self, index: &Path) -> Self {
+        Self { needed: ImageSet::load(self.id, self.frames, index), ..self }
     }
 
     /// The IMAGE message, and the files that go with it.

@@ -5,6 +5,7 @@
 //! - [`image`] keeps the images mapped; the kernel sends from the mapping, the program does not read it.
 //! - `ring` is the shell around them, one thread with one io_uring; `channel` the thread that multicasts pages to all clones of
 //!   an image at once, after the decisions of [`mcast`]; `control` the admin and metrics sockets, on tokio-uring.
+//! - `working_set` learns from clones what they need, and tells those that come later; a thread of its own.
 //! - [`Server`] starts the threads and stops them; [`cli`] is the `memserver` command.
 //!
 //! What this crate deliberately does not do: it never writes to an image, knows nothing of guests or hypervisors, and keeps
@@ -27,6 +28,7 @@ mod working_set;
 
 pub use channel::report::{ChannelStatus, MemberStatus, Report as MulticastStatus, Sent, Traffic};
 pub use config::{Compress, MulticastConfig, ServeConfig};
-pub use control::{ClassStatus, ImageStatus, RingStatus, SessionStatus, Status, client};
+pub use control::{ClassStatus, ImageStatus, RingStatus, SessionStatus, Status, WorkingSetStatus, client};
 pub use ring::{Features, RingFeatures};
 pub use server::{ServeError, Server};
+pub use working_set::ImportError;

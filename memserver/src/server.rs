@@ -19,6 +19,7 @@ use crate::image::{ImageError, Preload, ServedImage};
 use crate::listen::{self, Listener, SocketFile};
 use crate::ring::{Features, Ring};
 use crate::shared::{Command, Shared};
+use crate::working_set::Keeper;
 
 /// The shortest idle time-out: clients that keep quiet must have the time to answer a ping.
 const MIN_IDLE_MS: u32 = 100;
@@ -86,6 +87,7 @@ pub struct Server {
     shared: Arc<Shared>,
     rings: Vec<JoinHandle<io::Result<()>>>,
     channel: Option<JoinHandle<()>>,
+    keeper: Option<Keeper>,
     control: Option<(JoinHandle<()>, oneshot::Sender<()>)>,
     metrics: Option<std::net::SocketAddr>,
     _files: Vec<SocketFile>,
@@ -115,7 +117,9 @@ impl Server {
         let setup = |source| ServeError::Thread { thread: "main".to_owned(), source };
         let channel = config.mcast.as_ref().map(channel::open).transpose()?;
         let (channel, station) = channel.unzip();
-        let shared = Arc::new(Shared::new(config, channel).map_err(setup)?);
+        let failed = |source| ServeError::Thread { thread: "working-sets".to_owned(), source };
+        let keeper = config.working_sets.then(Keeper::start).transpose().map_err(failed)?;
+        let shared = Arc::new(Shared::new(config, channel, keeper.as_ref().map(Keeper::handle)).map_err(setup)?);
         for path in &config.images {
             add_image(&shared, path, config.preload)?;
         }
@@ -137,7 +141,7 @@ impl Server {
         let _ = shared.endpoints.set(endpoints);
         let (sockets, metrics) = bind_control(config, &mut files)?;
         let rings = start_rings(config, &shared, by_ring)?;
-        let mut server = Self { shared, rings, channel: None, control: None, metrics, _files: files };
+        let mut server = Self { shared, rings, channel: None, keeper, control: None, metrics, _files: files };
         if let Some((config, station)) = config.mcast.as_ref().zip(station) {
             if config.ttl > 0 && !station.local().ip().is_loopback() {
                 tracing::warn!(group = %config.group, "WHOEVER IS IN THE GROUP'S NETWORK CAN READ GUEST MEMORY: datagrams are not encrypted");
@@ -216,6 +220,8 @@ impl Server {
             // It has said what went wrong, and nobody depended on it.
             let _ = thread.join();
         }
+        // Waits until all is saved.
+        drop(self.keeper.take());
         if let Some((control, stop)) = self.control.take() {
             // It may have ended by itself.
             let _ = stop.send(());
@@ -284,7 +290,11 @@ fn is_public(endpoint: &Endpoint) -> bool {
 pub(crate) fn add_image(shared: &Shared, path: &Path, preload: Preload) -> Result<ImageId, ServeError> {
     let index = ImageIndex::read(path)?;
     let base = path.parent().unwrap_or(Path::new(""));
-    let image = Arc::new(ServedImage::open(index, base)?);
+    let mut image = ServedImage::open(index, base)?;
+    if shared.keeper.is_some() {
+        image = image.with_working_set(path);
+    }
+    let image = Arc::new(image);
     shared.catalog.add(Arc::clone(&image))?;
     let id = image.id();
     tracing::info!(image = %id, pages = %image.present(), zeros = %image.zeros(), "image in service");

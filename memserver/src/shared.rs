@@ -17,6 +17,7 @@ use crate::ring::Features;
 use crate::session::SessionConfig;
 use crate::stats::{Number, RingStats};
 use crate::sys::EventCounter;
+use crate::working_set::KeeperHandle;
 
 /// The state of a server, which all of its threads see.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     tcp_sessions: Arc<SessionConfig>,
     pub(crate) compress: Compress,
     pub(crate) rings: Vec<RingHandle>,
+    /// Who keeps working sets.
+    pub(crate) keeper: Option<KeeperHandle>,
     /// Where pages are multicast.
     pub(crate) channel: Option<ChannelHandle>,
     pub(crate) sessions: Mutex<BTreeMap<u64, Arc<SessionRecord>>>,
@@ -85,7 +88,11 @@ pub(crate) struct SessionRecord {
 }
 
 impl Shared {
-    pub(crate) fn new(config: &ServeConfig, channel: Option<ChannelHandle>) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        config: &ServeConfig,
+        channel: Option<ChannelHandle>,
+        keeper: Option<KeeperHandle>,
+    ) -> std::io::Result<Self> {
         let rings = (0..config.threads.get())
             .map(|_| {
                 Ok(RingHandle {
@@ -97,12 +104,14 @@ impl Shared {
             })
             .collect::<std::io::Result<_>>()?;
         let lacking = if channel.is_some() { Capabilities::default() } else { Capabilities::MULTICAST };
-        let sessions = config.session.clone().without(lacking);
+        let unkept = if keeper.is_some() { Capabilities::default() } else { Capabilities::WORKING_SET };
+        let sessions = config.session.clone().without(lacking.union(unkept));
         Ok(Self {
             catalog: Catalog::default(),
             unix_sessions: Arc::new(sessions.clone()),
             tcp_sessions: Arc::new(sessions.without(Capabilities::LOCAL)),
             channel,
+            keeper,
             compress: config.compress,
             rings,
             sessions: Mutex::default(),

@@ -33,6 +33,10 @@ pub struct RingStats {
     pub registered_bytes: Number,
     /// Those of them of which it told that it had copied.
     pub copied: Number,
+    /// Pages that new clones were told to fetch ahead.
+    pub ordered_pages: Number,
+    /// Ranges that clones told they needed.
+    pub touched_ranges: Number,
 }
 
 /// Counters of one class of requests.

@@ -7,8 +7,8 @@ use super::error::FetchError;
 use super::local::LocalImage;
 use super::message::{
     Capabilities, ChannelGoneReason, Class, Delivery, Encoding, ErrorCode, GoodbyeReason, Hello, Limits,
-    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, OrderPart, PageRun, Preamble, Ranges, Refusal, Request,
-    Tag, Touched, VERSION, Version, Welcome,
+    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, OrderPart, PageRun, Preamble, Ranges, Refusal,
+    Request, Tag, Touched, VERSION, Version, Welcome,
 };
 use super::wire::{self, flag, kind};
 use crate::{FrameRange, Gfn, ImageId, PAGE_SIZE, PageCount};

@@ -301,9 +301,7 @@ impl<'a> Ranges<'a> {
     /// Each of them.
     pub fn iter(self) -> impl ExactSizeIterator<Item = FrameRange> + 'a {
         // Checked when the message was decoded.
-        self.0
-            .iter()
-            .map(|range| FrameRange::new(Gfn::new(range.gfn.get()), PageCount::new(range.pages.get().into())))
+        self.0.iter().map(|range| FrameRange::new(Gfn::new(range.gfn.get()), PageCount::new(range.pages.get().into())))
     }
 
     /// True when there is none.

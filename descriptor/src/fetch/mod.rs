@@ -69,6 +69,6 @@ pub use error::FetchError;
 pub use local::LocalImage;
 pub use message::{
     Capabilities, ChannelGoneReason, Class, Delivery, Encoding, ErrorCode, GoodbyeReason, Hello, Limits,
-    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, OrderPart, PageRun, Preamble, Ranges, Refusal, Request,
-    Tag, Touched, VERSION, Version, Welcome,
+    MAX_PAGES_PER_RUN, MAX_RANGES, MAX_TEXT, MAX_TICKET, Message, OrderPart, PageRun, Preamble, Ranges, Refusal,
+    Request, Tag, Touched, VERSION, Version, Welcome,
 };

@@ -46,8 +46,7 @@ impl Stream {
     /// Makes a session a member.
     pub(super) fn join(&mut self, now: Duration, member: Member, session: SessionKey) -> Result<(), Full> {
         self.sender.join(now, member)?;
-        let order = self.image.working_set().lock().order();
-        self.sender.set_order(order);
+        self.sender.set_order(self.image.needed().channel_order());
         self.members.insert(member, session);
         self.deserted = None;
         Ok(())

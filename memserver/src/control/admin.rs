@@ -6,6 +6,9 @@
 //! {"cmd":"sessions"}                     {"ok":true,"sessions":[…]}
 //! {"cmd":"add","path":"/x/parent.snowidx"}   {"ok":true,"image":"00112233…"}
 //! {"cmd":"drop","image":"00112233…"}     {"ok":true}
+//! {"cmd":"workingset","image":"00112233…"}   {"ok":true,"working_set":{…}}
+//! {"cmd":"export","image":"00112233…"}   {"ok":true,"data":"…"}                the file NAME.snowws in hexadecimal digits
+//! {"cmd":"import","image":"00112233…","data":"…"}  {"ok":true,"working_set":{…}}   it takes the place of what is known
 //! {"cmd":"drain","grace_ms":1000}        {"ok":true}
 //!                                        {"ok":false,"error":"…"}
 //! ```
@@ -19,13 +22,14 @@ use descriptor::ImageId;
 use serde::{Deserialize, Serialize};
 use tokio_uring::net::UnixStream;
 
-use super::status::{self, ImageStatus, SessionStatus, Status};
-use super::{PATIENCE, Settings};
+use super::status::{self, ImageStatus, SessionStatus, Status, WorkingSetStatus};
+use super::{PATIENCE, Settings, client};
+use crate::image::{ImageError, ServedImage};
 use crate::server::add_image;
 use crate::shared::Shared;
 
-/// The longest command: a path and some.
-const MAX_LINE: usize = 16 << 10;
+/// The longest command: a working set that is imported, of some 100 KiB.
+const MAX_LINE: usize = 2 << 20;
 
 /// A command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +50,23 @@ pub enum Command {
     Drop {
         /// Its name.
         image: ImageId,
+    },
+    /// Tell what the clones of an image needed, in numbers.
+    WorkingSet {
+        /// The image.
+        image: ImageId,
+    },
+    /// Tell all that is known of what the clones of an image needed.
+    Export {
+        /// The image.
+        image: ImageId,
+    },
+    /// Put another working set into the place of what is known.
+    Import {
+        /// The image.
+        image: ImageId,
+        /// The file's bytes, in hexadecimal digits.
+        data: String,
     },
     /// Stop.
     Drain {
@@ -76,6 +97,12 @@ pub struct Reply {
     /// To `add`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageId>,
+    /// To `workingset` and `import`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_set: Option<WorkingSetStatus>,
+    /// To `export`, in hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
 }
 
 /// Answers the commands of one connection until it ends, or is silent for too long.
@@ -129,11 +156,40 @@ async fn answer(line: &[u8], shared: &Arc<Shared>, settings: Settings) -> Reply 
             Ok(()) => done,
             Err(error) => Reply::failed(&error.to_string()),
         },
+        Command::WorkingSet { image } => match with_working_set(shared, image) {
+            Ok(image) => Reply { working_set: Some(WorkingSetStatus::of(&image)), ..done },
+            Err(error) => Reply::failed(&error),
+        },
+        Command::Export { image } => match with_working_set(shared, image) {
+            Ok(image) => Reply { data: Some(client::to_hex(&image.needed().export())), ..done },
+            Err(error) => Reply::failed(&error),
+        },
+        Command::Import { image, data } => {
+            let imported = with_working_set(shared, image).and_then(|image| import(shared, image, &data));
+            imported.map_or_else(|error| Reply::failed(&error), |set| Reply { working_set: Some(set), ..done })
+        }
         Command::Drain { grace_ms } => {
             shared.drain(grace_ms.map_or(settings.grace, Duration::from_millis));
             done
         }
     }
+}
+
+fn with_working_set(shared: &Shared, image: ImageId) -> Result<Arc<ServedImage>, String> {
+    if shared.keeper.is_none() {
+        return Err("the server keeps no working sets (--working-sets off)".to_owned());
+    }
+    shared.catalog.find(image).ok_or_else(|| ImageError::Unknown(image).to_string())
+}
+
+fn import(shared: &Shared, image: Arc<ServedImage>, data: &str) -> Result<WorkingSetStatus, String> {
+    let bytes = client::from_hex(data).ok_or("the data are no hexadecimal digits")?;
+    image.needed().import(&bytes).map_err(|error| descriptor::Report(&error).to_string())?;
+    let status = WorkingSetStatus::of(&image);
+    if let Some(keeper) = &shared.keeper {
+        keeper.replaced(image);
+    }
+    Ok(status)
 }
 
 impl Reply {

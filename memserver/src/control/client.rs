@@ -48,6 +48,18 @@ pub fn ask(path: &Path, command: &Command) -> Result<Reply, AdminError> {
     if reply.ok { Ok(reply) } else { Err(AdminError::Refused(reply.error.unwrap_or_default())) }
 }
 
+/// Bytes as hexadecimal digits.
+pub fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes of hexadecimal digits; `None` when they are none, or half a byte is left.
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some((digit(pair.first()?)? * 16 + digit(pair.get(1)?)?) as u8)).collect()
+}
+
 fn exchange(path: &Path, line: &[u8]) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use descriptor::working_set::Summary;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -101,6 +102,9 @@ impl fmt::Debug for Counters {
 
 type Encoded = Result<(), fmt::Error>;
 
+/// Adds a counter up over all rings.
+type Sum<'a> = dyn Fn(&dyn Fn(&RingStats) -> u64) -> u64 + 'a;
+
 impl Collector for Counters {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
         let classes = CLASSES.map(|class| (name(class), class_index(class)));
@@ -137,6 +141,9 @@ impl Collector for Counters {
         let sessions = self.0.sessions.lock().len() as u64;
         gauges(&mut encoder, "open_sessions", "Sessions open", [(vec![], sessions)])?;
         gauges(&mut encoder, "images", "Images in service", [(vec![], self.0.catalog.list().len() as u64)])?;
+        if self.0.keeper.is_some() {
+            self.encode_working_sets(&mut encoder, &sum)?;
+        }
         self.encode_latency(&mut encoder)?;
         match &self.0.channel {
             Some(channel) => encode_multicast(&mut encoder, &channel.report()),
@@ -146,6 +153,28 @@ impl Collector for Counters {
 }
 
 impl Counters {
+    fn encode_working_sets(&self, encoder: &mut DescriptorEncoder<'_>, sum: &Sum<'_>) -> Encoded {
+        let ordered = sum(&|stats| stats.ordered_pages.read());
+        counters(encoder, "ordered_pages", "Pages that new clones were told to fetch ahead", [(vec![], ordered)])?;
+        let touched = sum(&|stats| stats.touched_ranges.read());
+        counters(encoder, "touched_ranges", "Ranges that clones told they needed", [(vec![], touched)])?;
+        let sets: Vec<(Labels, Summary)> = self
+            .0
+            .catalog
+            .list()
+            .iter()
+            .map(|image| (vec![("image", image.id().to_string())], image.needed().summary()))
+            .collect();
+        let of_set = |read: fn(&Summary) -> u64| sets.iter().map(move |(labels, set)| (labels.clone(), read(set)));
+        gauges(
+            encoder,
+            "working_set_pages",
+            "Pages that the next clone is told to fetch ahead",
+            of_set(|set| set.common),
+        )?;
+        gauges(encoder, "working_set_clones", "Clones that told all that they needed", of_set(|set| set.clones))
+    }
+
     fn encode_latency(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
         let help = "From the receipt of a request until the kernel has its answer, in seconds";
         let mut family = encoder.encode_descriptor("request_latency_seconds", help, None, MetricType::Histogram)?;

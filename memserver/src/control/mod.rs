@@ -22,7 +22,7 @@ use crate::image::Preload;
 use crate::shared::Shared;
 
 pub(crate) use status::size;
-pub use status::{ClassStatus, ImageStatus, RingStatus, SessionStatus, Status};
+pub use status::{ClassStatus, ImageStatus, RingStatus, SessionStatus, Status, WorkingSetStatus};
 
 /// Connections to either socket at one time; more wait. Few people and one scraper use them.
 const MAX_CONNECTIONS: usize = 16;

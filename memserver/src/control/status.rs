@@ -1,8 +1,10 @@
 //! What the server tells of itself, as JSON for programs and as text for people.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use descriptor::working_set::Summary;
 use descriptor::{Endpoint, ImageId, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +78,19 @@ pub struct ImageStatus {
     pub files: Vec<String>,
     /// Sessions at this moment.
     pub sessions: usize,
+    /// What its clones needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set: Option<WorkingSetStatus>,
+}
+
+/// What the clones of an image needed, as far as they told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkingSetStatus {
+    /// In numbers.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// Where it is kept; nowhere but in memory where there is none.
+    pub file: Option<PathBuf>,
 }
 
 /// A session.
@@ -160,6 +175,7 @@ pub(super) fn images(shared: &Shared) -> Vec<ImageStatus> {
         zeros: image.zeros().get(),
         files: image.paths().map(|path| path.display().to_string()).collect(),
         sessions: users(image),
+        working_set: shared.keeper.is_some().then(|| WorkingSetStatus::of(image)),
     };
     shared.catalog.list().iter().map(|image| report(image)).collect()
 }
@@ -208,6 +224,13 @@ fn ring_status(ring: &crate::shared::RingHandle) -> RingStatus {
         registered_sends: ring.stats.fixed.read(),
         registered_bytes: ring.stats.registered_bytes.read(),
         zero_copy_copied: ring.stats.copied.read(),
+    }
+}
+
+impl WorkingSetStatus {
+    pub(super) fn of(image: &ServedImage) -> Self {
+        let needed = image.needed();
+        Self { summary: needed.summary(), file: needed.file().map(Path::to_owned) }
     }
 }
 
@@ -266,7 +289,12 @@ impl fmt::Display for ImageStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = 100 * self.zeros / self.pages.max(1);
         let total = size(self.pages.saturating_mul(PAGE_SIZE));
-        write!(f, "{}  {total}, {share} % zeros, {} sessions, {}", self.image, self.sessions, self.files.join(" "))
+        write!(f, "{}  {total}, {share} % zeros, {} sessions, {}", self.image, self.sessions, self.files.join(" "))?;
+        if let Some(WorkingSetStatus { summary, .. }) = &self.working_set {
+            let common = size(summary.common.saturating_mul(PAGE_SIZE));
+            write!(f, ", working set {common} of {} clones", summary.clones)?;
+        }
+        Ok(())
     }
 }
 

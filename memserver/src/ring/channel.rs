@@ -33,8 +33,7 @@ impl Ring {
             && self.shared.channel.is_some()
             && let Some(image) = self.connection(key).and_then(|connection| connection.image.as_ref())
         {
-            let mut set = image.working_set().lock();
-            ranges.for_each(|range| set.note(range));
+            image.needed().note(ranges);
         }
     }
 

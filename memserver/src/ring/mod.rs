@@ -18,6 +18,7 @@ mod gather;
 mod send;
 mod sys;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -375,6 +376,12 @@ impl Ring {
                     self.handle().stats.classes[class_index(class)].requests.add(1);
                     self.tell_channel(Order::Request { session: self.session_key(key), class, ranges });
                 }
+                Event::Touched { ranges, last, declined } => {
+                    if let Some(keeper) = &self.shared.keeper {
+                        self.handle().stats.touched_ranges.add(ranges.len() as u64);
+                        keeper.touched(self.session_key(key).number(), ranges, last, declined);
+                    }
+                }
                 Event::Finish => {
                     self.schedule.clear(key.slot as usize);
                     self.leave_channel(key);
@@ -438,9 +445,29 @@ impl Ring {
         self.shared.sessions.lock().insert(record.id, record);
         self.handle().stats.welcomed.add(1);
         self.handle().stats.registered_bytes.set(self.fixed.bytes());
+        if capabilities.contains(Capabilities::WORKING_SET) {
+            self.tell_order(key);
+        }
         if capabilities.contains(Capabilities::MULTICAST) {
             self.join_channel(key);
         }
+    }
+
+    /// Tells a new clone what its siblings needed.
+    fn tell_order(&mut self, key: Key) {
+        let shared = Arc::clone(&self.shared);
+        let number = self.session_key(key).number();
+        let Some(keeper) = &shared.keeper else { return };
+        let Some(connection) = self.connection(key) else { return };
+        let Some(image) = connection.image.clone() else { return };
+        let order = image.needed().order();
+        // Drawn, so that no clone's probes are those of another.
+        let seed = RandomState::new().hash_one(number);
+        let told = order.for_clone(seed);
+        connection.session.give_order(&told);
+        let frames: u64 = told.iter().map(|range| range.count().get()).sum();
+        self.handle().stats.ordered_pages.add(frames);
+        keeper.joined(number, image, order, seed);
     }
 
     /// Shuts the sending direction once the last words are out.
@@ -482,6 +509,9 @@ impl Ring {
         }
         if let Some(record) = connection.record.take() {
             tracing::info!(session = record.id, "session is over");
+            if let Some(keeper) = &self.shared.keeper {
+                keeper.left(record.id);
+            }
             self.shared.sessions.lock().remove(&record.id);
         }
         if connection.placed {

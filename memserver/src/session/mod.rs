@@ -12,6 +12,8 @@
 //! A client that took the multicast capability up may be offered a channel ([`Session::offer_channel`]). From then on, and until
 //! it is told that the channel has gone ([`Session::channel_gone`]), what it asks to be multicast comes out as
 //! [`Event::Multicast`], and the session owes nothing for it.
+//!
+//! A client that took working sets up is told an order ([`Session::give_order`]), and what it tells comes out as [`Event::Touched`].
 
 mod config;
 #[cfg(test)]
@@ -23,8 +25,9 @@ use std::time::Duration;
 
 use descriptor::fetch::{
     Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, ErrorCode, FetchError, GoodbyeReason, Hello,
-    Message, Preamble, Refusal, Request, Welcome, decode, decode_preamble, wire,
+    Message, OrderPart, Preamble, Refusal, Request, Touched, Welcome, decode, decode_preamble, wire,
 };
+use descriptor::working_set::{Merged, WorkingSet};
 use descriptor::{FrameRange, ImageId, PageCount};
 
 pub use config::SessionConfig;
@@ -36,8 +39,8 @@ pub const MAX_CLIENT_MESSAGE: usize =
     size_of::<wire::Header>() + descriptor::fetch::MAX_RANGES * size_of::<wire::Range>();
 
 /// Control bytes that may wait to be sent. A client that makes the server owe more (errors that it does not read) is cut off;
-/// it is far above what the request limit lets an honest one cause.
-const MAX_CONTROL: usize = 256 << 10;
+/// it is far above what the request limit lets an honest one cause, with the longest order on top.
+const MAX_CONTROL: usize = (256 << 10) + Merged::MAX_ENTRIES * (size_of::<wire::Range>() + 1);
 
 /// What the session must know of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +58,7 @@ pub struct ImageFacts {
 pub enum Event {
     /// The handshake succeeded. With [`Capabilities::LOCAL`] among the capabilities, the IMAGE message is to follow the
     /// control bytes of this moment. With [`Capabilities::MULTICAST`], [`Session::offer_channel`] or
-    /// [`Session::channel_gone`] is due some time.
+    /// [`Session::channel_gone`] is due some time. With [`Capabilities::WORKING_SET`], [`Session::give_order`] is due now.
     Welcomed {
         /// The image.
         image: ImageId,
@@ -70,6 +73,15 @@ pub enum Event {
         class: Class,
         /// The frames.
         ranges: Vec<FrameRange>,
+    },
+    /// What the client needed, further to what it told before; at most [`WorkingSet::MAX_RUNS`] ranges in a session.
+    Touched {
+        /// The frames, within the image, in the order of first need.
+        ranges: Vec<FrameRange>,
+        /// It has ended and told everything.
+        last: bool,
+        /// It fetched nothing ahead because of its order.
+        declined: bool,
     },
     /// Unsent answers are to be forgotten and no more bytes fed; when the control bytes are out, the sending direction is
     /// to be shut. What the client still sends is to be read and thrown away.
@@ -110,6 +122,8 @@ pub struct Session {
     refusal: Option<Refusal>,
     refused: Option<Refusal>,
     channel: Membership,
+    /// Ranges that the client may tell still as needed; `None` when nothing of the kind was agreed on, or all is told.
+    touchable: Option<usize>,
 }
 
 /// What the client is to the multicast channel of its image.
@@ -128,7 +142,7 @@ enum Phase {
     Preamble { deadline: Duration },
     Hello { deadline: Duration },
     Serving { frames: PageCount },
-    Draining,
+    Draining { frames: PageCount },
     Closing { deadline: Duration },
     Closed,
 }
@@ -150,6 +164,7 @@ impl Session {
             refusal: None,
             refused: None,
             channel: Membership::None,
+            touchable: None,
         }
     }
 
@@ -207,17 +222,17 @@ impl Session {
     pub fn drain(&mut self, now: Duration) {
         match self.phase {
             Phase::Preamble { .. } | Phase::Hello { .. } => self.refusal = Some(Refusal::Draining),
-            Phase::Serving { .. } => {
-                self.phase = Phase::Draining;
+            Phase::Serving { frames } => {
+                self.phase = Phase::Draining { frames };
                 self.finish_draining(now);
             }
-            Phase::Draining | Phase::Closing { .. } | Phase::Closed => {}
+            Phase::Draining { .. } | Phase::Closing { .. } | Phase::Closed => {}
         }
     }
 
     /// Ends the session because its image is no longer served. `unanswered` are the tags of requests without a full answer.
     pub fn image_gone(&mut self, now: Duration, unanswered: impl Iterator<Item = u64>) {
-        if !matches!(self.phase, Phase::Serving { .. } | Phase::Draining) {
+        if !matches!(self.phase, Phase::Serving { .. } | Phase::Draining { .. }) {
             return;
         }
         for tag in unanswered {
@@ -244,13 +259,22 @@ impl Session {
         self.channel = Membership::None;
     }
 
+    /// Tells a client that took working sets up what to fetch ahead; due once, right after it was welcomed.
+    pub fn give_order(&mut self, order: &[FrameRange]) {
+        if self.is_serving() {
+            OrderPart::encode(order, &mut self.control);
+        }
+    }
+
     /// When [`Session::handle_timeout`] is due next; it may be later by then, but never earlier than told.
     pub fn next_timeout(&self) -> Option<Duration> {
         let stalled = self.sending.map(|since| since + self.config.stall_timeout);
         let own = match self.phase {
             Phase::Preamble { deadline } | Phase::Hello { deadline } | Phase::Closing { deadline } => Some(deadline),
-            Phase::Serving { .. } | Phase::Draining if self.pinged => Some(self.heard + self.config.idle_timeout()),
-            Phase::Serving { .. } | Phase::Draining => Some(self.heard + self.config.idle_timeout() / 2),
+            Phase::Serving { .. } | Phase::Draining { .. } if self.pinged => {
+                Some(self.heard + self.config.idle_timeout())
+            }
+            Phase::Serving { .. } | Phase::Draining { .. } => Some(self.heard + self.config.idle_timeout() / 2),
             Phase::Closed => return None,
         };
         [own, stalled].into_iter().flatten().min()
@@ -270,7 +294,7 @@ impl Session {
                 self.refused(now, Refusal::Protocol, "no HELLO came in time");
             }
             Phase::Closing { deadline } if now >= deadline => self.abort(AbortReason::Lingering),
-            Phase::Serving { .. } | Phase::Draining => self.check_silence(now),
+            Phase::Serving { .. } | Phase::Draining { .. } => self.check_silence(now),
             _ => {}
         }
     }
@@ -282,7 +306,7 @@ impl Session {
 
     /// True while the client may ask for pages.
     pub fn is_serving(&self) -> bool {
-        matches!(self.phase, Phase::Serving { .. } | Phase::Draining)
+        matches!(self.phase, Phase::Serving { .. } | Phase::Draining { .. })
     }
 
     /// Why the handshake ended in a refusal, if it did.
@@ -333,6 +357,7 @@ impl Session {
                 match message {
                     Message::Hello(hello) => self.hello(now, &hello, find),
                     Message::Request(request) => self.request(now, request),
+                    Message::Touched(touched) => self.touched(now, touched),
                     Message::Ping if self.is_serving() => self.push_control(&Message::Pong),
                     Message::Pong if self.is_serving() => {}
                     Message::Goodbye(..) => self.finish(now),
@@ -376,6 +401,8 @@ impl Session {
         if capabilities.contains(Capabilities::MULTICAST) {
             self.channel = Membership::Waiting;
         }
+        let reports = capabilities.contains(Capabilities::WORKING_SET);
+        self.touchable = reports.then_some(WorkingSet::MAX_RUNS);
         let (image, limits) = (hello.image, self.config.limits);
         Message::Welcome(Welcome { image, frames: facts.frames, capabilities, limits }).encode(&mut self.control);
         self.phase = Phase::Serving { frames: facts.frames };
@@ -386,7 +413,7 @@ impl Session {
         let frames = match self.phase {
             Phase::Serving { frames } => frames,
             // GOODBYE is on its way; the client asks its next server.
-            Phase::Draining => return,
+            Phase::Draining { .. } => return,
             _ => return self.violation(now, "a request before HELLO"),
         };
         let limits = self.config.limits;
@@ -414,6 +441,26 @@ impl Session {
         self.events.push_back(Event::Request(Answer::new(request.tag, request.class, ranges, now)));
     }
 
+    fn touched(&mut self, now: Duration, touched: Touched<'_>) {
+        let (Phase::Serving { frames } | Phase::Draining { frames }) = self.phase else {
+            return self.violation(now, "a report before HELLO");
+        };
+        let Some(left) = self.touchable else {
+            return self.violation(now, "a report that was not agreed on, or after the last");
+        };
+        if let Some(range) = touched.ranges.iter().find(|range| range.end().index() > frames.get()) {
+            let text = format!("frames {range} reach beyond the {frames} frames of the image");
+            return self.violation(now, &text);
+        }
+        // What goes beyond the bound is left to chance.
+        let ranges: Vec<FrameRange> = touched.ranges.iter().take(left).collect();
+        self.touchable = if touched.last { None } else { Some(left - ranges.len()) };
+        if !ranges.is_empty() || touched.last {
+            let Touched { last, declined, .. } = touched;
+            self.events.push_back(Event::Touched { ranges, last, declined });
+        }
+    }
+
     fn check_silence(&mut self, now: Duration) {
         let silence = now.saturating_sub(self.heard);
         if silence >= self.config.idle_timeout() {
@@ -426,7 +473,7 @@ impl Session {
     }
 
     fn finish_draining(&mut self, now: Duration) {
-        if self.phase == Phase::Draining && self.requests == 0 {
+        if matches!(self.phase, Phase::Draining { .. }) && self.requests == 0 {
             self.goodbye(now, GoodbyeReason::Draining, "the server is about to stop");
         }
     }
@@ -473,9 +520,9 @@ impl Session {
 
 /// As [`decode`], but refuses what no client sends before its body is waited for, which could be large.
 fn client_message(bytes: &[u8]) -> Result<Option<(Message<'_>, usize)>, FetchError> {
-    use wire::kind::{GOODBYE, HELLO, PING, PONG, REQUEST};
+    use wire::kind::{GOODBYE, HELLO, PING, PONG, REQUEST, TOUCHED};
     match bytes.first() {
-        Some(&kind) if ![HELLO, REQUEST, PING, PONG, GOODBYE].contains(&kind) => Err(FetchError::Kind(kind)),
+        Some(&kind) if ![HELLO, REQUEST, PING, PONG, GOODBYE, TOUCHED].contains(&kind) => Err(FetchError::Kind(kind)),
         _ => decode(bytes),
     }
 }

@@ -68,7 +68,7 @@ fn open(change: impl FnOnce(&mut SessionConfig)) -> Session {
 /// The control messages, without the preamble if there is one.
 fn said(session: &mut Session) -> Vec<String> {
     let bytes = std::mem::take(session.control());
-    let mut rest = bytes.strip_prefix(b"SFfe\x01\0\x01\0").unwrap_or(&bytes);
+    let mut rest = bytes.strip_prefix(b"SFfe\x01\0\x02\0").unwrap_or(&bytes);
     let mut messages = Vec::new();
     while let Some((message, length)) = decode(rest).unwrap() {
         messages.push(match message {
@@ -388,6 +388,7 @@ proptest! {
                         prop_assert!(owed.len() <= 4);
                     }
                     Event::Multicast { .. } => prop_assert!(member && !finished),
+                    Event::Touched { .. } => prop_assert!(!finished),
                     Event::Finish => finished = true,
                     Event::Abort(_) => aborted = true,
                     Event::Welcomed { .. } => prop_assert!(!finished),
@@ -396,4 +397,78 @@ proptest! {
             prop_assert!(session.control().len() <= MAX_CONTROL + MAX_CLIENT_MESSAGE);
         }
     }
+}
+
+fn touched(ranges: &[FrameRange], last: bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Touched::encode(ranges, last, false, &mut bytes);
+    bytes
+}
+
+fn told(ranges: &[FrameRange], last: bool) -> Option<Event> {
+    Some(Event::Touched { ranges: ranges.to_vec(), last, declined: false })
+}
+
+/// A session with working sets.
+fn reporting() -> Session {
+    let mut session = session(|config| config.capabilities = Capabilities::WORKING_SET);
+    session.receive(Duration::ZERO, &hello(IMAGE, Capabilities::WORKING_SET, b""), &find);
+    let welcomed = Event::Welcomed { image: IMAGE, capabilities: Capabilities::WORKING_SET };
+    assert_eq!(session.poll(), Some(welcomed));
+    assert_eq!(said(&mut session), ["welcome Capabilities(8)"]);
+    session
+}
+
+#[test]
+fn an_order_is_given_and_reports_are_taken() {
+    let mut session = reporting();
+    session.give_order(&[range(5, 2)]);
+    assert_eq!(said(&mut session).len(), 1);
+    session.receive(SECOND, &touched(&[range(5, 2), range(9, 1)], false), &find);
+    assert_eq!(session.poll(), told(&[range(5, 2), range(9, 1)], false));
+    session.drain(SECOND);
+    assert_eq!(said(&mut session), ["goodbye Draining"]);
+}
+
+#[test]
+fn the_last_report_is_taken_before_the_goodbye() {
+    let mut session = reporting();
+    session.receive(SECOND, &touched(&[], true), &find);
+    let mut goodbye = Vec::new();
+    Message::Goodbye(GoodbyeReason::Done, "").encode(&mut goodbye);
+    session.receive(SECOND, &goodbye, &find);
+    assert_eq!((session.poll(), session.poll()), (told(&[], true), Some(Event::Finish)));
+}
+
+#[test]
+fn reports_are_bounded() {
+    let mut session = reporting();
+    let ranges: Vec<FrameRange> = (0..MAX_RANGES as u64).map(|n| range(n, 1)).collect();
+    for _ in 0..WorkingSet::MAX_RUNS / MAX_RANGES {
+        session.receive(SECOND, &touched(&ranges, false), &find);
+        assert_eq!(session.poll(), told(&ranges, false));
+    }
+    session.receive(SECOND, &touched(&ranges, false), &find);
+    assert_eq!(session.poll(), None, "left to chance");
+    session.receive(SECOND, &touched(&ranges, true), &find);
+    assert_eq!(session.poll(), told(&[], true));
+    session.receive(SECOND, &touched(&[], true), &find);
+    assert_eq!(said(&mut session), ["goodbye Protocol"], "nothing comes after the last");
+}
+
+#[test]
+fn strange_reports_end_the_session() {
+    for (mut session, bytes) in [
+        (reporting(), touched(&[range(999, 2)], false)),
+        (open(|config| config.capabilities = Capabilities::WORKING_SET), touched(&[range(1, 1)], false)),
+    ] {
+        session.receive(SECOND, &bytes, &find);
+        assert_eq!(said(&mut session), ["goodbye Protocol"]);
+    }
+    let mut early = session(|_| {});
+    let mut bytes = Vec::new();
+    Preamble.encode(&mut bytes);
+    bytes.extend(touched(&[range(1, 1)], false));
+    early.receive(SECOND, &bytes, &find);
+    assert_eq!(said(&mut early), ["refused Protocol"]);
 }

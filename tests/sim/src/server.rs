@@ -133,8 +133,8 @@ fn obey(index: usize, session: &mut Session, schedule: &mut Schedule) {
         match event {
             Event::Welcomed { .. } => {}
             Event::Request(answer) => schedule.push(index, answer),
-            // No channel is offered here.
-            Event::Multicast { .. } => unreachable!(),
+            // Neither channels nor working sets are offered here.
+            Event::Multicast { .. } | Event::Touched { .. } => unreachable!(),
             Event::Finish => drop(schedule.clear(index)),
             Event::Abort(reason) => panic!("the server aborts a session: {reason:?}"),
         }
