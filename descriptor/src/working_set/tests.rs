@@ -68,7 +68,7 @@ fn what_one_clone_of_several_needed_is_chance() {
     assert!(merged.entries().iter().any(|entry| entry.range == range(3000, 4)));
     assert!(merged.order().frames().runs_in(mine).next().is_none(), "one of two");
     clone(&mut merged, 3, &[mine, all]);
-    assert!(!merged.order().frames().runs_in(mine).next().is_none(), "two of three");
+    assert!(merged.order().frames().runs_in(mine).next().is_some(), "two of three");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn another_habit_is_learnt_and_the_old_one_forgotten() {
         seed += 1;
     }
     assert!(seed <= 43, "known after {} clones", seed - 40);
-    while !merged.order().frames().runs_in(old).next().is_none() {
+    while merged.order().frames().runs_in(old).next().is_some() {
         seed += 1;
         clone(&mut merged, seed, &[new]);
         assert!(seed < 2000, "never forgotten");
