@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::Image;
 use descriptor::{Descriptor, Endpoint, FrameRange, Gfn, PageCount};
 use memtap::engine::{
-    Command, ControlHandle, Engine, EngineConfig, OnFailure, Outcome, StopReason, control, exit_code,
+    Command, ControlHandle, Engine, EngineConfig, OnFailure, Outcome, StopReason, WorkingSetPolicy, control, exit_code,
 };
 use memtap::guest::{Guest, GuestError};
 use memtap::pager::{Hydrate, Pager, PagerConfig};
@@ -106,6 +106,7 @@ fn failing(panics: bool, on_failure: OnFailure) -> Failing {
         ticket: vec![],
         lane: Lane::Auto,
         multicast: false,
+        working_set: false,
         granule: PageCount::ONE,
         seed: 1,
     });
@@ -117,6 +118,7 @@ fn failing(panics: bool, on_failure: OnFailure) -> Failing {
         patience: Duration::from_secs(60),
         progress: false,
         channel_interface: None,
+        working_set: WorkingSetPolicy::Off,
     };
     let (control, handle) = control().unwrap();
     let guest = Box::new(NotedGuest(Arc::clone(&kills)));

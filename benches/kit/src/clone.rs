@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use descriptor::{Descriptor, FrameSet};
-use memtap::engine::{ControlHandle, Engine, EngineConfig, OnFailure, control};
+use memtap::engine::{ControlHandle, Engine, EngineConfig, OnFailure, WorkingSetPolicy, control};
 use memtap::guest::embedded::{Backing, EmbeddedGuest, GuestPlan, Workload};
 use memtap::pager::{Hydrate, Pager, PagerConfig, Prefetch};
 use memtap::port::FaultPort;
@@ -55,6 +55,7 @@ pub fn commanded(
         ticket: Vec::new(),
         lane: plan.lane,
         multicast: plan.multicast,
+        working_set: false,
         granule: traits.granule,
         seed: 1,
     })?;
@@ -67,6 +68,7 @@ pub fn commanded(
         patience,
         progress: false,
         channel_interface: None,
+        working_set: WorkingSetPolicy::Off,
     };
     let pager = Pager::new(Duration::ZERO, config, 1)?;
     let engine = Engine::new(engine, pager, Box::new(port), source, Box::new(handle), control, epoch);

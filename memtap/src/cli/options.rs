@@ -9,7 +9,7 @@ use descriptor::{Descriptor, Endpoint, FrameSet, PageCount};
 
 use super::{CliError, stop_on_signals};
 use crate::admin::AdminSocket;
-use crate::engine::{Control, ControlHandle, Ended, Engine, EngineConfig, OnFailure, control};
+use crate::engine::{Control, ControlHandle, Ended, Engine, EngineConfig, OnFailure, WorkingSetPolicy, control};
 use crate::guest::Guest;
 use crate::pager::{Hydrate, Pager, PagerConfig, Prefetch};
 use crate::port::{FaultPort, PortTraits};
@@ -52,6 +52,13 @@ pub struct CloneOptions {
     /// Fetch ahead of faults: by what their order shows, not at all, or so many pages after each.
     #[arg(long, value_name = "auto|off|PAGES", default_value = "auto", value_parser = prefetch)]
     pub prefetch: Prefetch,
+    /// What to do with working sets, where the server keeps them: tell it what this guest needs, and fetch first what its siblings
+    /// needed.
+    #[arg(long, value_enum, default_value_t)]
+    pub working_set: WorkingSetPolicy,
+    /// How long the guest may be kept from running for --working-set wait.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub head_start: Duration,
     /// Where to listen for admin commands.
     #[arg(long, value_name = "PATH")]
     pub admin: Option<PathBuf>,
@@ -127,6 +134,7 @@ impl Prepared {
             patience: options.patience,
             progress: true,
             channel_interface: options.mcast_interface.clone(),
+            working_set: options.working_set,
         };
         Ok((Engine::new(config, pager, port, source, guest, control, epoch), _admin))
     }
@@ -144,6 +152,7 @@ impl Prepared {
             ticket: ticket.clone(),
             lane: options.lane,
             multicast: options.mcast == Multicast::Auto,
+            working_set: options.working_set != WorkingSetPolicy::Off,
             granule: traits.granule,
             seed,
         })?;
@@ -157,6 +166,8 @@ impl CloneOptions {
             present,
             hydrate: self.hydrate,
             prefetch: self.prefetch,
+            record: self.working_set != WorkingSetPolicy::Off,
+            head_start: if self.working_set == WorkingSetPolicy::Wait { self.head_start } else { Duration::ZERO },
             patience: if self.on_failure == OnFailure::Hold { FOR_EVER } else { self.patience },
             ..PagerConfig::for_clone(descriptor, port)
         }

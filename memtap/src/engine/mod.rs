@@ -11,6 +11,7 @@ mod desk;
 mod multicast;
 mod outcome;
 mod progress;
+mod reports;
 mod staging;
 mod wait;
 
@@ -21,6 +22,7 @@ use descriptor::fetch::Limits;
 
 pub use control::{Command, Control, ControlHandle, OverwriteError, Unanswered, control};
 pub use outcome::{EngineError, OnFailure, Outcome, StopReason, exit_code};
+pub use reports::WorkingSetPolicy;
 
 use crate::guest::Guest;
 use crate::pager::{Failure, Hydrate, Input, Output, Pager};
@@ -31,6 +33,7 @@ use crate::stats::Status;
 use desk::Desk;
 use multicast::Multicast;
 use progress::Reporter;
+use reports::Reports;
 use wait::{Ready, Waiter, Watched};
 
 /// Outputs of the core between two looks at the port.
@@ -61,6 +64,8 @@ pub struct EngineConfig {
     pub patience: Duration,
     /// Show progress of the hydration.
     pub progress: bool,
+    /// What to do with working sets. The core and the source have it too.
+    pub working_set: WorkingSetPolicy,
     /// The interface to join multicast groups on; the one that the server is reached by where there is none.
     pub channel_interface: Option<String>,
 }
@@ -81,6 +86,7 @@ pub struct Engine {
     desk: Desk,
     source: Source,
     multicast: Multicast,
+    reports: Reports,
     config: EngineConfig,
     waiter: Waiter,
     reporter: Reporter,
@@ -106,8 +112,9 @@ impl Engine {
         let waiter = Waiter::new(config.spin);
         let reporter = Reporter::new(config.progress, desk.pager.progress());
         let multicast = Multicast::new(config.channel_interface.clone(), config.hydrate);
+        let reports = Reports::new(config.working_set);
         let (down_since, completed) = (Some(Duration::ZERO), false);
-        Self { desk, source, multicast, config, waiter, reporter, down_since, completed }
+        Self { desk, source, multicast, reports, config, waiter, reporter, down_since, completed }
     }
 
     /// Serves the guest until it is complete or gone, someone stops the engine, or it fails.
@@ -140,7 +147,12 @@ impl Engine {
         let more = self.obey(now)?;
         if self.completed {
             self.desk.read_events(now)?;
-        } else if let Some(event) = self.source.flush(now) {
+        } else {
+            self.reports.report(now, &mut self.desk.pager, &mut self.source);
+        }
+        if !self.completed
+            && let Some(event) = self.source.flush(now)
+        {
             self.note(event, now)?;
         }
         self.reporter.report(now, self.desk.hydrate, &self.desk.pager);
@@ -170,13 +182,15 @@ impl Engine {
                     tracing::warn!(tag, ?code, text, "the server cannot deliver what was asked for");
                     self.desk.pager.handle(now, Input::RequestFailed { tag, code });
                 }
-                SourceEvent::Up { limits, local, multicast } => {
+                SourceEvent::Up { limits, local, multicast, ordered } => {
                     // Before the core asks for anything: what will be pushed needs no request.
                     self.multicast.session(now, multicast);
                     self.multicast.advance(&mut self.desk, &mut self.source);
                     self.connected(limits, local, now);
+                    self.reports.session(ordered, &mut self.desk.pager);
                     return Ok(());
                 }
+                SourceEvent::Order(order) => self.reports.ordered(order, &mut self.desk.pager),
                 SourceEvent::Channel(peer) => self.multicast.open(now, &peer),
                 SourceEvent::ChannelGone { reason, text } => self.multicast.gone(now, reason, &text),
                 SourceEvent::Down { reason } => return self.note(SourceEvent::Down { reason }, now),
@@ -237,6 +251,9 @@ impl Engine {
                 Output::Complete => {
                     tracing::info!("every page of the image is there");
                     self.completed = true;
+                    self.reports.finish(&mut self.desk.pager, &mut self.source);
+                    // What it cannot send any more is little lost.
+                    drop(self.source.flush(now));
                     self.multicast.close();
                     self.desk.status.state = "complete".into();
                     self.desk.port.complete()?;
@@ -254,7 +271,8 @@ impl Engine {
             Some(Duration::ZERO)
         } else {
             let (source, multicast) = (self.source.deadline(), self.multicast.deadline());
-            let deadlines = [self.desk.pager.next_timeout(), source, multicast, self.reporter.deadline()];
+            let (reporter, reports) = (self.reporter.deadline(), self.reports.deadline());
+            let deadlines = [self.desk.pager.next_timeout(), source, multicast, reporter, reports];
             let deadline = deadlines.into_iter().flatten().min();
             let deadline = if self.completed { Some(now + COMPLETION_CHECK) } else { deadline };
             deadline.map(|deadline| deadline.saturating_sub(now))
@@ -364,6 +382,10 @@ impl Engine {
         if fails {
             status.reason = Some(text);
         }
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.reports.finish(&mut self.desk.pager, &mut self.source);
+        }
+        self.source.leave();
         Ended { outcome, status, port: self.desk.port }
     }
 }

@@ -63,6 +63,7 @@ impl Pager {
         let others = self.presence.cold().count_in(range).get() - demand;
         match self.arriving {
             Some(Origin::Prefetch) => self.stats.prefetch_pages += others,
+            Some(Origin::Order) => self.stats.order_pages += others,
             Some(Origin::Hydrate) => self.stats.hydrate_pages += others,
             Some(Origin::Demand) | None => self.stats.unasked_pages += others,
         }

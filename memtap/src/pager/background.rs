@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use descriptor::fetch::{Class, Tag};
+use descriptor::fetch::{Class, MAX_RANGES, Tag};
 use descriptor::{FrameRange, Gfn, PageCount};
 
 use super::presence::State;
@@ -28,6 +28,9 @@ impl Pager {
             return None;
         }
         if self.eager.is_empty() {
+            if self.head_start.is_some() {
+                return None;
+            }
             self.phase = Phase::Running;
             return Some(Output::Ready);
         }
@@ -109,18 +112,23 @@ impl Pager {
             return self.requests.ask(now, Origin::Prefetch, asked.ranges);
         }
         while self.has_course() {
-            let in_order = self.course.is_in_order();
-            let origin = if in_order { Origin::Prefetch } else { Origin::Hydrate };
-            let mut asked = Gathered::new(room.min(self.pace.allowed(now)));
+            let origin = self.course_origin();
+            let mut asked = match origin {
+                // A guest is about to need it.
+                Origin::Order => Gathered { most: MAX_RANGES, ..Gathered::new(room) },
+                _ => Gathered::new(room.min(self.pace.allowed(now))),
+            };
             while !asked.is_full()
-                && self.course.is_in_order() == in_order
+                && self.course_origin() == origin
                 && let Some(run) = self.course.rest()
             {
                 let end = self.gather(origin, run, &mut asked);
                 self.course.advance(end);
             }
             if asked.is_full() || !asked.ranges.is_empty() {
-                self.pace.spend(asked.pages());
+                if origin != Origin::Order {
+                    self.pace.spend(asked.pages());
+                }
                 return self.requests.ask(now, origin, asked.ranges);
             }
         }
@@ -129,8 +137,20 @@ impl Pager {
 
     /// True when there is something to be asked for that no fault has shown to be needed.
     pub(super) fn has_course(&mut self) -> bool {
-        let in_order = self.course.is_in_order();
-        self.phase != Phase::Eager && self.course.rest().is_some() && (in_order || !self.pushed)
+        self.course.rest().is_some()
+            && match self.course_origin() {
+                Origin::Order => true,
+                Origin::Hydrate => self.phase != Phase::Eager && !self.pushed,
+                Origin::Prefetch | Origin::Demand => self.phase != Phase::Eager,
+            }
+    }
+
+    fn course_origin(&self) -> Origin {
+        match (self.course.is_told(), self.course.is_in_order()) {
+            (true, _) => Origin::Order,
+            (false, true) => Origin::Prefetch,
+            (false, false) => Origin::Hydrate,
+        }
     }
 
     pub(super) fn bulk_room(&self) -> u64 {
@@ -161,15 +181,17 @@ impl Pager {
 struct Gathered {
     ranges: Vec<FrameRange>,
     room: u64,
+    /// Ranges that it may have.
+    most: usize,
 }
 
 impl Gathered {
     fn new(room: u64) -> Self {
-        Self { ranges: Vec::new(), room: room.min(BULK_BATCH) }
+        Self { ranges: Vec::new(), room: room.min(BULK_BATCH), most: BULK_RANGES }
     }
 
     fn is_full(&self) -> bool {
-        self.room == 0 || self.ranges.len() == BULK_RANGES
+        self.room == 0 || self.ranges.len() == self.most
     }
 
     fn pages(&self) -> PageCount {

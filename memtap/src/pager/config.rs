@@ -32,6 +32,10 @@ pub struct PagerConfig {
     pub retry: Retry,
     /// How long the source may stay away before the clone is given up.
     pub patience: Duration,
+    /// Whether to note what the guest needs, to be [taken](super::Pager::take_touched).
+    pub record: bool,
+    /// How long the guest may be kept from running while what siblings needed is fetched, from the source's being there on.
+    pub head_start: Duration,
     /// The most frames of zeros to install for one fault. Zeros cost no fetch, but on shared memory they take host memory.
     pub zero_around: PageCount,
 }
@@ -125,6 +129,8 @@ impl PagerConfig {
             hydrate: Hydrate::Off,
             retry: Retry::STREAM,
             patience: Duration::from_secs(10),
+            record: false,
+            head_start: Duration::ZERO,
             zero_around: Self::ZERO_AROUND,
         }
     }

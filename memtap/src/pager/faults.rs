@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use descriptor::fetch::Class;
-use descriptor::{FrameRange, Gfn, PageCount};
+use descriptor::{FrameRange, Gfn};
 
 use super::latency::Kind;
 use super::presence::State;
@@ -49,7 +49,9 @@ impl Pager {
 
     /// Sees to it that a granule with cold frames comes soon.
     fn ask_for(&mut self, now: Duration, gfn: Gfn, granule: FrameRange) -> Kind {
-        self.follow(granule);
+        self.stats.demand_faults += 1;
+        self.note_needed(granule);
+        self.follow_stream(granule);
         let missing: Vec<FrameRange> = self.missing_in(granule).collect();
         let Some(first) = missing.first() else {
             // All of it is staged and about to be installed.
@@ -74,23 +76,13 @@ impl Pager {
     }
 
     /// Fetches ahead of the stream of faults that `granule` belongs to, if any.
-    fn follow(&mut self, granule: FrameRange) {
+    fn follow_stream(&mut self, granule: FrameRange) {
         let size = self.presence.granule().get();
-        let Some(ahead) = self.streams.fault((granule.start().index() / size) as i64) else {
-            return;
-        };
-        let bounds = self.presence.memory().bounds();
-        let position = |n: u64| ahead.start.checked_add(ahead.stride.checked_mul(n as i64)?);
-        let frames = |position: i64, granules: u64| {
-            let start = Gfn::checked(u64::try_from(position).ok()?.checked_mul(size)?)?;
-            Some(FrameRange::checked(start, PageCount::new(granules * size))?.intersection(bounds))
-        };
-        let runs: Vec<FrameRange> = match ahead.stride {
-            1 => frames(ahead.start, ahead.count).into_iter().collect(),
-            -1 => position(ahead.count - 1).and_then(|last| frames(last, ahead.count)).into_iter().collect(),
-            _ => (0..ahead.count).filter_map(|n| frames(position(n)?, 1)).collect(),
-        };
-        self.ahead.extend(runs.into_iter().filter(|run| !run.is_empty()));
+        let ahead = self.streams.fault((granule.start().index() / size) as i64);
+        self.note_used();
+        let Some(ahead) = ahead else { return };
+        let runs = self.runs_of(&ahead);
+        self.ahead.extend(runs);
         self.ahead.drain(..self.ahead.len().saturating_sub(MAX_AHEAD));
     }
 

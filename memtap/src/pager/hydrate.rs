@@ -6,10 +6,13 @@ use descriptor::{FrameRange, Gfn, PageCount};
 
 use super::config::Hydrate;
 
-/// Goes once over the frames of the descriptor's prefetch order, then, if they are to be hydrated, once over all.
+/// Goes once over what siblings needed, as far as that is told, then over the descriptor's prefetch order, and then, if they
+/// are to be hydrated, over all frames.
 #[derive(Debug)]
 pub(super) struct Course {
     order: Vec<FrameRange>,
+    /// So many ranges of the order are what siblings needed.
+    told: usize,
     index: usize,
     /// How far the current range is done.
     done: PageCount,
@@ -19,7 +22,23 @@ pub(super) struct Course {
 
 impl Course {
     pub(super) fn new(order: Vec<FrameRange>, all: FrameRange, hydrates: bool) -> Self {
-        Self { order, index: 0, done: PageCount::ZERO, all, hydrates }
+        Self { order, told: 0, index: 0, done: PageCount::ZERO, all, hydrates }
+    }
+
+    /// Goes over what siblings needed first, and then on.
+    pub(super) fn follow(&mut self, told: Vec<FrameRange>) {
+        if told.is_empty() {
+            return;
+        }
+        // What was begun of the descriptor's order is begun again; what is there of it is passed over soon.
+        let rest = self.order.drain(..).skip(self.index.max(self.told));
+        (self.told, self.index, self.done) = (told.len(), 0, PageCount::ZERO);
+        self.order = told.into_iter().chain(rest).collect();
+    }
+
+    /// True as long as what siblings needed is not done.
+    pub(super) fn is_told(&self) -> bool {
+        self.index < self.told
     }
 
     /// Goes over all frames after the order, or does not, from now on.

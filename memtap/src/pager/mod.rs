@@ -71,6 +71,7 @@ mod rtt;
 mod staging;
 mod stats;
 mod waiting;
+mod working_set;
 
 #[cfg(test)]
 mod tests;
@@ -79,6 +80,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use descriptor::fetch::{Class, Tag};
+use descriptor::working_set::WorkingSet;
 use descriptor::{FrameRange, FrameSet, Gfn, PageCount};
 use serde::Serialize;
 
@@ -94,6 +96,7 @@ use self::presence::{Presence, State};
 use self::requests::{Origin, Requests};
 use self::staging::Staging;
 use self::waiting::Waiting;
+use self::working_set::HeadStart;
 use crate::port::{Installed, Stop};
 
 /// The pager of one clone.
@@ -106,6 +109,9 @@ pub struct Pager {
     streams: Streams,
     course: Course,
     pace: Pace,
+    /// What the guest needs, where that is to be noted.
+    touched: Option<WorkingSet>,
+    head_start: Option<HeadStart>,
     /// Granules that someone waits for and that zeros suffice for.
     zero_faults: VecDeque<Gfn>,
     zero_around: PageCount,
@@ -178,6 +184,8 @@ impl Pager {
             streams: Streams::new(config.prefetch, port.granule.get()),
             course: Course::new(order, presence.memory().bounds(), config.hydrate != Hydrate::Off),
             pace: Pace::new(config.hydrate, now),
+            touched: config.record.then(|| WorkingSet::new(universe)),
+            head_start: (!config.head_start.is_zero()).then(|| HeadStart::new(config.head_start)),
             zero_faults: VecDeque::new(),
             zero_around: config.zero_around,
             zero_sweep: sweep.then_some(Gfn::new(0)),
@@ -213,6 +221,9 @@ impl Pager {
                 self.requests.down(&mut self.stats);
                 self.requests.up(limits);
                 self.down_since = None;
+                if let Some(head_start) = &mut self.head_start {
+                    head_start.source_up(now);
+                }
                 Ok(())
             }
             Input::SourceDown => {
@@ -260,7 +271,8 @@ impl Pager {
         let patience = self.down_since.filter(|_| self.phase != Phase::Complete).map(|since| since + self.patience);
         let paced = self.has_course() && self.requests.bulk_room() > 0;
         let pace = if paced { self.pace.next_timeout() } else { None };
-        [self.requests.next_timeout(), trusted, patience, pace].into_iter().flatten().min()
+        let head_start = self.head_start.and_then(|head_start| head_start.until());
+        [self.requests.next_timeout(), trusted, patience, pace, head_start].into_iter().flatten().min()
     }
 
     /// The first part of `rest`, pages that arrived for request `tag`, that is to be installed or staged now; `None` when there
@@ -369,6 +381,7 @@ impl Pager {
 
     /// Lets time pass.
     fn advance(&mut self, now: Duration) {
+        self.end_head_start(now);
         let result = self.requests.expire(now, &mut self.stats);
         self.fail_on(result);
         while let Some((_, granule)) = self.trusted.pop_front_if(|(until, _)| *until <= now) {

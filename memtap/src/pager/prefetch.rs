@@ -25,6 +25,7 @@ pub(super) struct Streams {
     policy: Prefetch,
     granule: u64,
     streams: Vec<Stream>,
+    used: Option<Ahead>,
 }
 
 /// Positions to fetch ahead: `count` of them from `start` on, `stride` apart.
@@ -52,7 +53,7 @@ struct Stream {
 
 impl Streams {
     pub(super) fn new(policy: Prefetch, granule: u64) -> Self {
-        Self { policy, granule, streams: Vec::new() }
+        Self { policy, granule, streams: Vec::new(), used: None }
     }
 
     /// What to fetch ahead after a fault at `position`.
@@ -61,7 +62,9 @@ impl Streams {
             Prefetch::Off => return None,
             Prefetch::Fixed(pages) => {
                 let count = pages.get().div_ceil(self.granule);
-                return (count > 0).then_some(Ahead { start: position + 1, stride: 1, count });
+                // Nothing tells whether they are used, but for the next clone to fetch the same is no loss.
+                self.used = (count > 0).then_some(Ahead { start: position + 1, stride: 1, count });
+                return self.used;
             }
             Prefetch::Adaptive { max } => max.get() / self.granule,
         };
@@ -71,6 +74,7 @@ impl Streams {
         if let Some(index) = self.streams.iter().position(|stream| stream.is_on_course(position)) {
             // The most recently heard of stands last.
             let mut stream = self.streams.remove(index);
+            self.used = stream.passed(position);
             let ahead = stream.advance(position, max);
             self.streams.push(stream);
             return ahead;
@@ -87,6 +91,11 @@ impl Streams {
         }
         self.streams.push(Stream { last: position, stride: 0, confirmed: false, window: 0, next: 0, silent: 0 });
         None
+    }
+
+    /// What was fetched ahead before the last fault and was used, as that showed.
+    pub(super) fn take_used(&mut self) -> Option<Ahead> {
+        self.used.take()
     }
 
     fn miss(&mut self) {
@@ -128,6 +137,13 @@ impl Stream {
         self.window = FIRST_WINDOW.min(max);
         self.next = position + stride;
         self.plan()
+    }
+
+    /// What was fetched ahead and lies between the last position and this one, which is on course.
+    fn passed(&self, position: i64) -> Option<Ahead> {
+        let steps = ((position - self.last) / self.stride).min((self.next - self.last) / self.stride);
+        let count = u64::try_from(steps - 1).ok().filter(|count| *count > 0)?;
+        Some(Ahead { start: self.last + self.stride, stride: self.stride, count })
     }
 
     fn advance(&mut self, position: i64, max: u64) -> Option<Ahead> {
@@ -219,6 +235,26 @@ mod tests {
             assert_eq!(streams.fault(1_000_000 + n * 1000), None);
         }
         assert_eq!(window(&streams), Some(128));
+    }
+
+    #[test]
+    fn what_a_stream_used_is_known_once_it_has_passed() {
+        let mut streams = adaptive();
+        let mut used: std::collections::BTreeSet<i64> = std::collections::BTreeSet::new();
+        let mut ahead = std::collections::BTreeSet::new();
+        for position in (0..600).map(|n| 1000 + n * 3).filter(|n| *n != 1300) {
+            if !ahead.contains(&position) {
+                used.insert(position);
+                let Ahead { start, stride, count } =
+                    streams.fault(position).unwrap_or(Ahead { start: 0, stride: 1, count: 0 });
+                ahead.extend((0..count as i64).map(|n| start + n * stride));
+                if let Some(Ahead { start, stride, count }) = streams.take_used() {
+                    used.extend((0..count as i64).map(|n| start + n * stride));
+                }
+            }
+        }
+        assert!(used.iter().all(|position| (position - 1000) % 3 == 0 && *position < 2800), "{used:?}");
+        assert!(used.len() > 400, "{} of 599", used.len());
     }
 
     #[test]

@@ -35,8 +35,10 @@ const NEAR: u64 = 64;
 pub(super) enum Origin {
     /// Someone waits, or the clone may not run yet.
     Demand,
-    /// Ahead of a stream of faults.
+    /// Ahead of a stream of faults, or because the descriptor says so.
     Prefetch,
+    /// Because siblings needed it.
+    Order,
     /// In the background.
     Hydrate,
 }
@@ -181,6 +183,14 @@ impl Requests {
     /// Why request `tag` was made, if it is under way.
     pub(super) fn origin_of(&self, tag: Tag) -> Option<Origin> {
         self.in_flight.get(&tag).map(|flight| flight.origin)
+    }
+
+    /// True when something is on its way, or to be asked for again, because siblings needed it.
+    pub(super) fn has_order_under_way(&self) -> bool {
+        let live = |flight: &InFlight| flight.origin == Origin::Order && !flight.overdue;
+        self.in_flight.values().any(live)
+            || self.again.iter().any(|(origin, _)| *origin == Origin::Order)
+            || self.later.iter().any(|later| later.origin == Origin::Order)
     }
 
     /// Notes that the pages up to `end` arrived for request `tag`.

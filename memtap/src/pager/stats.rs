@@ -15,12 +15,17 @@ pub struct PagerStats {
     pub avoided: u64,
     /// Faults on a page that was on its way already.
     pub covered: u64,
+    /// Faults on a page that was not there and had to be fetched, whether it was on its way already or not; that several wait for
+    /// one page counts once.
+    pub demand_faults: u64,
     /// Pages of zeros installed without asking for them.
     pub zeros_installed: u64,
     /// Pages installed because someone waited for them, or because the clone needs them before it runs.
     pub demand_pages: u64,
-    /// Pages installed that were asked for ahead of a stream of faults.
+    /// Pages installed that were asked for ahead of a stream of faults, or because the descriptor says so.
     pub prefetch_pages: u64,
+    /// Pages installed that were asked for because siblings needed them.
+    pub order_pages: u64,
     /// Pages installed that were asked for in the background.
     pub hydrate_pages: u64,
     /// Pages installed that came without having been asked for, as over multicast.

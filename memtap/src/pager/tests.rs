@@ -2,6 +2,7 @@
 
 mod overwrite;
 mod push;
+mod working_set;
 
 use descriptor::fetch::{ErrorCode, Limits};
 use descriptor::memory::{MemoryMap, PageSize, Region, RegionKind};
@@ -35,6 +36,8 @@ fn config(frames: u64) -> PagerConfig {
         hydrate: Hydrate::Off,
         retry: Retry::STREAM,
         patience: Duration::from_secs(10),
+        record: false,
+        head_start: Duration::ZERO,
         zero_around: PageCount::new(16),
     }
 }

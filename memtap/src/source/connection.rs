@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use descriptor::FrameRange;
 use descriptor::fetch::{
-    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Encoding, ErrorCode, Hello, Limits, LocalImage,
-    Message, PageRun, Preamble, Request, Tag, Welcome, decode, decode_preamble,
+    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Encoding, ErrorCode, GoodbyeReason, Hello, Limits,
+    LocalImage, Message, PageRun, Preamble, Request, Tag, Touched, Welcome, decode, decode_preamble,
 };
+use descriptor::working_set::Merged;
 
 use super::inbox::Inbox;
 use super::socket::{Received, Socket};
@@ -31,7 +32,10 @@ const OUTBOX_MAX: usize = 1 << 20;
 const READS_MAX: usize = 4;
 
 /// Capabilities that change what comes, so that a server must not take them up unasked.
-const SWITCHED: Capabilities = Capabilities::LOCAL.union(Capabilities::MULTICAST);
+const SWITCHED: Capabilities = Capabilities::LOCAL.union(Capabilities::MULTICAST).union(Capabilities::WORKING_SET);
+
+/// Runs of an order that are kept; no server has more.
+const MAX_ORDER: usize = Merged::MAX_ENTRIES;
 
 /// One connection from its first byte to its last.
 pub(super) struct Connection {
@@ -46,6 +50,11 @@ pub(super) struct Connection {
     buffered: bool,
     /// What HELLO offers.
     offered: Capabilities,
+    /// What of it was taken up.
+    agreed: Capabilities,
+    /// What came of the order, and whether that is all.
+    order: Vec<FrameRange>,
+    ordered: bool,
     ping_after: Duration,
     began: Duration,
     heard: Duration,
@@ -64,8 +73,11 @@ enum Stage {
 
 /// What a connection brings, without the bytes.
 pub(super) enum Incoming {
-    /// The session is open. Where the server has a multicast channel, it will be offered.
-    Open { limits: Limits, local: Option<(LocalImage, Vec<OwnedFd>)>, multicast: bool },
+    /// The session is open. Where the server has a multicast channel, it will be offered; where it keeps working sets, an order
+    /// follows.
+    Open { limits: Limits, local: Option<(LocalImage, Vec<OwnedFd>)>, multicast: bool, ordered: bool },
+    /// What to fetch ahead of need.
+    Order(Vec<FrameRange>),
     /// A multicast channel.
     Channel(ChannelOffer),
     /// It has ended for us.
@@ -83,7 +95,8 @@ impl Connection {
         Preamble.encode(&mut outbox);
         let local = if wants_local { Capabilities::LOCAL } else { Capabilities::default() };
         let multicast = if config.multicast { Capabilities::MULTICAST } else { Capabilities::default() };
-        let offered = Capabilities::LZ4.union(local).union(multicast);
+        let working_set = if config.working_set { Capabilities::WORKING_SET } else { Capabilities::default() };
+        let offered = Capabilities::LZ4.union(local).union(multicast).union(working_set);
         let hello = Hello { image: config.image, capabilities: offered, ticket: &config.ticket };
         Message::Hello(hello).encode(&mut outbox);
         Self {
@@ -96,6 +109,9 @@ impl Connection {
             readable: false,
             buffered: false,
             offered,
+            agreed: Capabilities::default(),
+            order: vec![],
+            ordered: false,
             ping_after: PING_AFTER,
             began: now,
             heard: now,
@@ -131,6 +147,27 @@ impl Connection {
     /// Queues a request; [`Connection::flush`] sends it.
     pub(super) fn request(&mut self, tag: Tag, class: Class, delivery: Delivery, ranges: &[FrameRange]) {
         Request::encode(tag, class, delivery, ranges, &mut self.outbox);
+    }
+
+    /// True when the server wants to know what the guest needs.
+    pub(super) fn listens(&self) -> bool {
+        matches!(self.stage, Stage::Open) && self.agreed.contains(Capabilities::WORKING_SET)
+    }
+
+    /// Queues a report of what the guest needs.
+    pub(super) fn touched(&mut self, ranges: &[FrameRange], last: bool, declined: bool) {
+        Touched::encode(ranges, last, declined, &mut self.outbox);
+    }
+
+    /// Takes leave: sends what is queued and waits until the server has read it, for `patience` at most.
+    pub(super) fn leave(mut self, patience: Duration) {
+        if matches!(self.stage, Stage::Open) {
+            Message::Goodbye(GoodbyeReason::Done, "").encode(&mut self.outbox);
+            let rest = self.outbox.split_off(self.sent);
+            if let Err(error) = self.socket.finish(&rest, patience) {
+                tracing::debug!(%error, "the server did not hear the last words");
+            }
+        }
     }
 
     /// The address of the server's end and of this one, where the connection has such.
@@ -234,6 +271,9 @@ impl Connection {
                 self.inbox.consume(length);
                 self.stage = Stage::Welcome;
             }
+            if matches!(self.stage, Stage::Open) && std::mem::take(&mut self.ordered) {
+                return Ok(Some(Incoming::Order(std::mem::take(&mut self.order))));
+            }
             let Some((message, length)) = decode(self.inbox.unread())? else { return Ok(None) };
             let incoming = match (&self.stage, message) {
                 (Stage::Open, Message::Pages(run)) => {
@@ -256,13 +296,15 @@ impl Connection {
                     if !local && config.lane == Lane::Local {
                         return Err(SessionError::NoLocalLane);
                     }
+                    self.agreed = welcome.capabilities.intersection(self.offered);
                     self.ping_after = ping_after(welcome.limits);
                     if local {
                         self.stage = Stage::Image(welcome);
                         None
                     } else {
                         self.stage = Stage::Open;
-                        Some(Incoming::Open { limits: welcome.limits, local: None, multicast })
+                        let ordered = self.agreed.contains(Capabilities::WORKING_SET);
+                        Some(Incoming::Open { limits: welcome.limits, local: None, multicast, ordered })
                     }
                 }
                 (Stage::Image(welcome), Message::Image(image)) => {
@@ -272,7 +314,16 @@ impl Connection {
                         limits,
                         local: Some((image, std::mem::take(&mut self.files))),
                         multicast: false,
+                        ordered: self.agreed.contains(Capabilities::WORKING_SET),
                     })
+                }
+                (Stage::Open | Stage::Image(_), Message::Order(part))
+                    if self.agreed.contains(Capabilities::WORKING_SET) =>
+                {
+                    let room = MAX_ORDER - self.order.len();
+                    self.order.extend(part.ranges.iter().take(room));
+                    self.ordered = part.last;
+                    None
                 }
                 (Stage::Open, Message::Channel(offer)) if self.offered.contains(Capabilities::MULTICAST) => {
                     Some(Incoming::Channel(offer))
@@ -334,6 +385,8 @@ fn name(message: &Message<'_>) -> &'static str {
         Message::Image(_) => "IMAGE",
         Message::Channel(_) => "CHANNEL",
         Message::ChannelGone(..) => "CHANNEL_GONE",
+        Message::Touched(_) => "TOUCHED",
+        Message::Order(_) => "ORDER",
     }
 }
 

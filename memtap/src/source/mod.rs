@@ -32,6 +32,9 @@ const LOCAL_REQUESTS: u32 = 32;
 /// Pages asked for at a time on the local lane.
 const LOCAL_PAGES: u32 = 8192;
 
+/// How long the server may take to hear the last words; the guest has ended, and someone may wait for this process.
+const LEAVE_PATIENCE: Duration = Duration::from_millis(300);
+
 /// Which way pages may come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lane {
@@ -59,6 +62,8 @@ pub struct SourceConfig {
     pub lane: Lane,
     /// Offer to share a multicast channel with other clones. It is not used where the local lane is.
     pub multicast: bool,
+    /// Offer to tell the server what the guest needs, and to be told what its siblings needed.
+    pub working_set: bool,
     /// The pages that the port installs at once; runs of the local lane end at multiples of some of them.
     pub granule: PageCount,
     /// For the jitter of reconnects.
@@ -76,7 +81,11 @@ pub enum SourceEvent<'a> {
         local: bool,
         /// The server has a multicast channel, and is about to offer it.
         multicast: bool,
+        /// The server is about to tell what siblings needed, and wants to know what this guest needs.
+        ordered: bool,
     },
+    /// What siblings needed, in the order in which it is best fetched; empty when nothing is known.
+    Order(Vec<FrameRange>),
     /// The server offers a multicast channel.
     Channel(ChannelPeer),
     /// The server has ended the channel for this clone.
@@ -228,6 +237,29 @@ impl Source {
         }
     }
 
+    /// True when there is a session whose server wants to know what the guest needs.
+    pub fn listens(&self) -> bool {
+        self.connection().is_some_and(Connection::listens)
+    }
+
+    /// Queues a report of what the guest needs, further to earlier ones; [`Source::flush`] sends it. Lost where no server
+    /// [listens](Source::listens).
+    pub fn touched(&mut self, ranges: &[FrameRange], last: bool, declined: bool) {
+        if let Some(connection) = self.connection_mut().filter(|connection| connection.listens()) {
+            connection.touched(ranges, last, declined);
+        }
+    }
+
+    /// Takes leave of the server, which is waited for so that it hears what was queued.
+    pub fn leave(self) {
+        match self.state {
+            State::Connected(connection) | State::Local { connection: Some(connection), .. } => {
+                connection.leave(LEAVE_PATIENCE);
+            }
+            State::Waiting { .. } | State::Local { connection: None, .. } => {}
+        }
+    }
+
     /// Sends what is queued, as far as the socket takes it.
     pub fn flush(&mut self, now: Duration) -> Option<SourceEvent<'static>> {
         let result = self.connection_mut()?.flush(now);
@@ -243,7 +275,10 @@ impl Source {
             return if now < until { Ok(None) } else { self.connect(now) };
         }
         match self.receive(now) {
-            Ok(Some(Incoming::Open { limits, local, multicast })) => Ok(self.open(limits, local, multicast, now)),
+            Ok(Some(Incoming::Open { limits, local, multicast, ordered })) => {
+                Ok(self.open(limits, local, (multicast, ordered), now))
+            }
+            Ok(Some(Incoming::Order(order))) => Ok(Some(SourceEvent::Order(order))),
             Ok(Some(Incoming::Channel(offer))) => Ok(self.channel(offer)),
             Ok(Some(Incoming::ChannelGone { reason, text })) => Ok(Some(SourceEvent::ChannelGone { reason, text })),
             Ok(Some(Incoming::Failed { tag, code, text })) => Ok(Some(SourceEvent::Failed { tag, code, text })),
@@ -292,7 +327,8 @@ impl Source {
         };
         connection.tick(now)?;
         match connection.next(now, &self.config)? {
-            // Nothing is asked of the server any more.
+            Some(Incoming::Order(order)) => Ok(Some(Incoming::Order(order))),
+            // Nothing else is asked of the server any more.
             Some(_) if is_local => Err(SessionError::OutOfTurn("an answer")),
             incoming => Ok(incoming),
         }
@@ -322,13 +358,13 @@ impl Source {
         &mut self,
         limits: Limits,
         local: Option<(descriptor::fetch::LocalImage, Vec<std::os::fd::OwnedFd>)>,
-        multicast: bool,
+        (multicast, ordered): (bool, bool),
         now: Duration,
     ) -> Option<SourceEvent<'static>> {
         self.backoff.reset();
         self.refused.fill(false);
         let Some((image, files)) = local else {
-            return Some(SourceEvent::Up { limits, local: false, multicast });
+            return Some(SourceEvent::Up { limits, local: false, multicast, ordered });
         };
         // Twice the port's granule at most: 1 MiB for small pages keeps a fault from waiting long behind bulk.
         let piece = self.config.granule.max(PageCount::new(256));
@@ -348,7 +384,7 @@ impl Source {
         };
         self.state = State::Local { lane, connection };
         let limits = Limits { max_requests: LOCAL_REQUESTS, max_pages: LOCAL_PAGES, ..limits };
-        Some(SourceEvent::Up { limits, local: true, multicast: false })
+        Some(SourceEvent::Up { limits, local: true, multicast: false, ordered })
     }
 
     /// Finds out where the server of a channel is. Over a Unix socket only the offer can tell.
@@ -435,6 +471,7 @@ mod tests {
             ticket: vec![],
             lane: Lane::Socket,
             multicast: true,
+            working_set: false,
             granule: PageCount::ONE,
             seed: 1,
         };

@@ -2,13 +2,15 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use descriptor::Endpoint;
 use descriptor::fetch::LocalImage;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, SocketAddrUnix,
+    SocketFlags, SocketType, sockopt,
 };
 
 /// A receive buffer that holds the pages of several requests, so that a server is not stopped by a pager that installs.
@@ -97,6 +99,35 @@ impl Socket {
             Ok(length) => Ok(length),
             Err(Errno::AGAIN | Errno::INTR) => Ok(0),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends `bytes`, the last, and waits for the peer's end of the connection, all in at most `patience`. What still comes is
+    /// thrown away: closing a socket with unread bytes would take from the peer what it has not read either.
+    pub(super) fn finish(&self, bytes: &[u8], patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        let mut rest = bytes;
+        let mut scratch = vec![0; 64 << 10];
+        loop {
+            if !rest.is_empty() {
+                rest = &rest[self.send(rest)?..];
+                if rest.is_empty() {
+                    rustix::net::shutdown(&self.fd, Shutdown::Write)?;
+                }
+            }
+            if matches!(self.receive(&mut scratch, &mut vec![])?, Received::End) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let room = if rest.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            match rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN | room)], Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
