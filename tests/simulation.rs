@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// The seeds of a usual run.
 const SEEDS: Range<u64> = if cfg!(debug_assertions) { 0..500 } else { 0..10_000 };
@@ -40,6 +41,23 @@ fn simulation_by_seed() {
             assert!(count > 0, "something never happened: {total:?}");
         }
     }
+}
+
+/// A clone that is told what its sibling needed asks for little: for what is left out to see whether it is needed still, and, where
+/// it does not wait, for what is not there yet when it begins.
+#[test]
+fn siblings_have_few_faults() {
+    let seeds = if cfg!(debug_assertions) { 0..200 } else { 0..2000 };
+    let total = |head_start| {
+        let runs = seeds.clone().map(|seed| sim::siblings(seed, head_start));
+        runs.fold([0, 0], |total, run| [total[0] + run[0], total[1] + run[1]])
+    };
+    let [first, second] = total(Duration::from_secs(60));
+    println!("{first} demand faults of clones, {second} of their siblings that wait for what they need");
+    assert!(first > 500 && second * 10 <= first, "{first} demand faults, then {second}");
+    let [first, second] = total(Duration::ZERO);
+    println!("{first} demand faults of clones, {second} of their siblings that begin at once");
+    assert!(second * 4 <= first * 3, "{first} demand faults, then {second}");
 }
 
 #[derive(Clone, Copy, Debug, Default)]

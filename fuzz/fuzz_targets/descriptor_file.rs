@@ -1,4 +1,4 @@
-//! The decoders of descriptors and image indices, on any bytes and on files whose checksums are right: no panic, and what they
+//! The decoders of descriptors, image indices and working sets, on any bytes and on files whose checksums are right: no panic, and what they
 //! accept encodes to what it decodes from again.
 #![no_main]
 

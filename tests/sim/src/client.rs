@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use descriptor::fetch::{
-    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Hello, Limits, Message, Preamble, Request, decode,
-    decode_preamble,
+    Capabilities, ChannelGoneReason, ChannelOffer, Class, Delivery, Hello, Limits, MAX_RANGES, Message, Preamble,
+    Request, Touched, decode, decode_preamble,
 };
 use descriptor::image::{Content, Layout};
 use descriptor::{FrameRange, Gfn, PageCount};
@@ -22,6 +22,9 @@ const FRAMES: u64 = 1000;
 
 /// What the session allows, little enough to be exceeded soon.
 const LIMITS: Limits = Limits { max_requests: 4, max_pages: 600, idle_timeout_ms: 1000 };
+
+/// What the session takes up.
+const TAKEN_UP: Capabilities = Capabilities::MULTICAST.union(Capabilities::WORKING_SET);
 
 /// A channel as a server offers it.
 const OFFER: ChannelOffer = ChannelOffer {
@@ -52,6 +55,12 @@ enum Operation<'a> {
         multicast: bool,
         start: u16,
         count: u16,
+    },
+    Touched {
+        start: u16,
+        count: u8,
+        last: bool,
+        declined: bool,
     },
     Ping,
     Goodbye,
@@ -92,8 +101,7 @@ pub fn run(bytes: &[u8]) {
 
 fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
     let ticket = Some(b"secret".to_vec());
-    let config =
-        SessionConfig { ticket, limits: LIMITS, capabilities: Capabilities::MULTICAST, ..SessionConfig::default() };
+    let config = SessionConfig { ticket, limits: LIMITS, capabilities: TAKEN_UP, ..SessionConfig::default() };
     let mut now = Duration::ZERO;
     let mut session = Session::new(now, Arc::new(config));
     let mut schedule = Schedule::default();
@@ -120,6 +128,11 @@ fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
                 let class = if bulk { Class::Bulk } else { Class::Demand };
                 let range = FrameRange::new(Gfn::new(start.into()), PageCount::new(u64::from(count) + 1));
                 Request::encode(u64::from(tag) + 1, class, delivery, &[range], &mut pending);
+            }
+            Operation::Touched { start, count, last, declined } => {
+                let range = |n: u64| FrameRange::new(Gfn::new(u64::from(start) + 2 * n), PageCount::ONE);
+                let ranges: Vec<FrameRange> = (0..count.into()).map(range).collect();
+                Touched::encode(&ranges, last, declined, &mut pending);
             }
             Operation::Ping => Message::Ping.encode(&mut pending),
             Operation::Goodbye => {
@@ -160,7 +173,12 @@ fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
 fn take_events(session: &mut Session, schedule: &mut Schedule, owed: &mut BTreeMap<u64, u64>, member: bool) -> bool {
     while let Some(event) = session.poll() {
         match event {
-            Event::Welcomed { image, .. } => assert_eq!(image, IMAGE),
+            Event::Welcomed { image, capabilities } => {
+                assert_eq!(image, IMAGE);
+                if capabilities.contains(Capabilities::WORKING_SET) {
+                    session.give_order(&[FrameRange::new(Gfn::new(3), PageCount::new(5))]);
+                }
+            }
             Event::Request(answer) => {
                 assert!(session.is_serving(), "a request is taken before the handshake or after the end");
                 *owed.entry(answer.tag()).or_default() += 1;
@@ -169,6 +187,11 @@ fn take_events(session: &mut Session, schedule: &mut Schedule, owed: &mut BTreeM
             Event::Multicast { ranges, .. } => {
                 assert!(member && session.is_serving(), "pages are multicast for a client that has no channel");
                 assert!(ranges.iter().all(|range| range.end().index() <= FRAMES), "{ranges:?} are multicast");
+            }
+            Event::Touched { ranges, .. } => {
+                assert!(session.is_serving() || session.is_closing(), "a report is taken before the handshake");
+                assert!(ranges.iter().all(|range| range.end().index() <= FRAMES), "{ranges:?} are said to be needed");
+                assert!(ranges.len() <= MAX_RANGES);
             }
             Event::Finish => {
                 schedule.clear(0);

@@ -1,7 +1,8 @@
-//! Descriptor files and image indices from anywhere: what fuzzing and property tests share.
+//! Descriptor files, image indices and working sets from anywhere: what fuzzing and property tests share.
 
 use descriptor::Descriptor;
 use descriptor::image::ImageIndex;
+use descriptor::working_set::Merged;
 
 /// Decodes `bytes` as they are, and as the recipe of a file whose outer form is sound: checksums and lengths are right, and
 /// what the sections hold is for the decoders to bear.
@@ -11,7 +12,7 @@ use descriptor::image::ImageIndex;
 pub fn file(bytes: &[u8]) {
     check(bytes);
     if let Some((kind, recipe)) = bytes.split_first() {
-        check(&forge(kind % 2 + 1, recipe));
+        check(&forge(kind % 3 + 1, recipe));
     }
 }
 
@@ -21,6 +22,9 @@ fn check(bytes: &[u8]) {
     }
     if let Ok(index) = ImageIndex::decode(bytes) {
         assert_eq!(ImageIndex::decode(&index.encode()), Ok(index));
+    }
+    if let Ok(set) = Merged::decode(bytes) {
+        assert_eq!(Merged::decode(&set.encode()), Ok(set));
     }
 }
 
@@ -86,6 +90,15 @@ mod tests {
         assert_eq!(index.image, ImageId::from_bytes([7; 16]));
         assert!(index.zero.contains(Gfn::new(1)) && index.files[0].length == 4 * 4096);
         file(&[&[1], &recipe()[..]].concat());
+    }
+
+    #[test]
+    fn a_forged_working_set_is_accepted_when_it_is_sound() {
+        let section = |number: u8, contents: &[u8]| [&[number, 1, contents.len() as u8], contents].concat();
+        let recipe = [section(16, &[7; 16]), section(19, &[64, 1, 10, 3, 1, 1])].concat();
+        let set = Merged::decode(&forge(3, &recipe)).unwrap();
+        assert_eq!(set.summary().frames, 3);
+        file(&[&[2], &recipe[..]].concat());
     }
 
     proptest! {

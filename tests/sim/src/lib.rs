@@ -14,7 +14,7 @@
 //!
 //! Apart from it are the bodies of fuzz targets: [`operations`] drives one pager through any list of operations against a
 //! simple model, [`client`] a session of memserver through anything that a client may send, [`codecs`] the decoders
-//! of messages and frame sets, [`files`] those of files, [`linux_memory`] the introspection of a guest's memory, [`xen_ring`]
+//! of messages and frame sets, [`files`] those of files, [`working_sets`] what is learnt from clones, [`linux_memory`] the introspection of a guest's memory, [`xen_ring`]
 //! the ring of a Xen port.
 //!
 //! Everything random comes from the seed, so a run repeats exactly. What is checked: a page that a guest reads is the image's,
@@ -37,6 +37,7 @@ pub mod port;
 pub mod scenario;
 pub mod server;
 pub mod shell;
+pub mod working_sets;
 pub mod world;
 pub mod xen_ring;
 
@@ -50,6 +51,23 @@ pub use world::{Report, World};
 pub fn run(seed: u64) -> Report {
     let _named = Named { what: "simulation", variable: "SIM_SEED", test: "simulation", seed };
     World::new(Scenario::draw(seed)).run()
+}
+
+/// Runs a clone of the scenario that `seed` stands for, without mishaps, and then a sibling that does the same and is told what
+/// the first needed; with a head start of so long. Tells the demand faults of both.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn siblings(seed: u64, head_start: std::time::Duration) -> [u64; 2] {
+    let _named = Named { what: "siblings", variable: "SIM_SEED", test: "simulation", seed };
+    let mut scenario = Scenario::draw(seed).without_mishaps();
+    (scenario.clones, scenario.working_set, scenario.head_start) = (1, true, head_start);
+    // Several would take turns in another order when they wait for other pages, and draw other numbers.
+    scenario.threads = 1;
+    let first = World::new(scenario.clone()).run();
+    let needed = first.needed.clone().expect("working sets are kept");
+    let second = World::new(scenario).knowing(needed).run();
+    [first, second].map(|report| report.pagers.iter().map(|pager| pager.demand_faults).sum())
 }
 
 /// Prints the seed of a run that panics.

@@ -76,6 +76,15 @@ enum Operation {
     Lacks {
         chunk: u8,
     },
+    /// What siblings needed is told: three ranges from here on, each as far behind the one before as it is long.
+    Follow {
+        position: u16,
+        length: u8,
+    },
+    /// What the guest needed is taken.
+    TakeTouched {
+        limit: u8,
+    },
     Fail {
         request: u8,
         code: u8,
@@ -109,6 +118,8 @@ struct Model {
     requests: BTreeMap<Tag, Vec<FrameRange>>,
     limits: Option<Limits>,
     last_tag: Tag,
+    /// What the pager said that the guest needed.
+    touched: BTreeSet<u64>,
     ready: bool,
     complete: bool,
     failed: bool,
@@ -178,6 +189,8 @@ fn begin(u: &mut Unstructured<'_>) -> Result<(PagerConfig, Model)> {
         },
         retry: Retry { min: Duration::from_millis(4), max: Duration::from_millis(40), attempts: 6 },
         patience: Duration::from_secs(3600),
+        record: u.arbitrary()?,
+        head_start: Duration::from_millis(u.int_in_range(0..=20)?),
         zero_around: PageCount::new(u.int_in_range(0..=100)?),
         memory,
         zero,
@@ -200,6 +213,7 @@ fn begin(u: &mut Unstructured<'_>) -> Result<(PagerConfig, Model)> {
         requests: BTreeMap::new(),
         limits: None,
         last_tag: 0,
+        touched: BTreeSet::new(),
         ready: false,
         complete: false,
         failed: false,
@@ -278,6 +292,14 @@ impl Model {
                 }
             }
             Operation::Pushed { pushed } => pager.handle(*now, Input::Pushed(pushed)),
+            Operation::Follow { position, length } => {
+                let length = u64::from(length) + 1;
+                let range = |n: u64| {
+                    FrameRange::new(Gfn::new(u64::from(position) % 2048 + 2 * n * length), PageCount::new(length))
+                };
+                pager.follow((0..3).map(range).collect());
+            }
+            Operation::TakeTouched { limit } => self.take_touched(pager, limit.into()),
             Operation::Lacks { chunk } => self.check_lacks(pager, u64::from(chunk) + 1),
             Operation::Fail { request, code } => {
                 if let Some((tag, _)) = self.request(request) {
@@ -443,6 +465,16 @@ impl Model {
     }
 
     /// Two ranges, which may overlap.
+    fn take_touched(&mut self, pager: &mut Pager, limit: usize) {
+        let runs = pager.take_touched(limit);
+        assert!(runs.len() <= limit);
+        for gfn in runs.into_iter().flat_map(|run| run.frames()).map(|gfn| gfn.index()) {
+            let page = self.pages.get(gfn as usize).copied().unwrap_or(Page::Outside);
+            assert!(page != Page::Outside || self.granule > 1, "page {gfn}, which there is not, is said to be needed");
+            assert!(self.touched.insert(gfn), "page {gfn} is said twice to be needed");
+        }
+    }
+
     fn overwrite(&mut self, pager: &mut Pager, position: u16, length: u8, more: u8) {
         let start = self.position(position);
         let count = u64::from(length) * if self.granule > 1 { 8 } else { 1 };
@@ -483,17 +515,17 @@ impl Model {
                 continue;
             }
             let given_up = pager.progress().given_up;
-            let done = self.waiting.is_empty() && (!hydrates || self.complete || !given_up.is_zero());
+            let ready = self.ready || !given_up.is_zero();
+            let done = self.waiting.is_empty() && ready && (!hydrates || self.complete || !given_up.is_zero());
             if self.failed {
                 assert!(self.refused || attempts < 255, "the pager failed without a reason");
                 return;
             }
             if done {
-                assert!(self.ready || !given_up.is_zero(), "the eager frames are there, but the pager is not ready");
                 return;
             }
             let due = pager.next_timeout();
-            *now = due.unwrap_or_else(|| panic!("waiters {:?} are stuck", self.waiting)).max(*now);
+            *now = due.unwrap_or_else(|| panic!("stuck: ready {}, waiters {:?}", self.ready, self.waiting)).max(*now);
         }
         panic!("no end: {:?}, {:?}", pager.progress(), pager.stats());
     }

@@ -60,6 +60,10 @@ pub struct Scenario {
     pub retry: Retry,
     /// The pagers' policies.
     pub patience: Duration,
+    /// Clones tell what they need, and are told what others needed.
+    pub working_set: bool,
+    /// The pagers' policies.
+    pub head_start: Duration,
     /// The pagers' policies.
     pub zero_around: PageCount,
 }
@@ -138,8 +142,35 @@ impl Scenario {
             retry: if datagrams { Retry::LOSSY } else { Retry::STREAM },
             patience: Duration::from_secs(5),
             zero_around: PageCount::new(1 << rng.u32(0..9)),
+            // There is no session that could agree on it.
+            working_set: !datagrams && rng.bool(),
+            head_start: if !datagrams && rng.u8(0..4) == 0 {
+                Duration::from_micros(rng.u64(0..20_000))
+            } else {
+                Duration::ZERO
+            },
             seed,
             image,
+        }
+    }
+
+    /// The same scenario over streams, where nothing goes wrong and nothing is fetched in the background.
+    pub fn without_mishaps(self) -> Self {
+        let quality = Quality { loss: 0, duplication: 0, jitter: Duration::from_micros(10), ..self.quality };
+        Self {
+            quality,
+            discards: 0,
+            busy: 0,
+            datagrams: false,
+            outages: Vec::new(),
+            errors: 0,
+            bad: None,
+            limits: Limits { max_requests: 64, max_pages: 8192, ..self.limits },
+            eager: Vec::new(),
+            order: Vec::new(),
+            hydrate: Hydrate::Off,
+            retry: Retry::STREAM,
+            ..self
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use descriptor::fetch::{Capabilities, ErrorCode, Limits, Message, Tag};
 use descriptor::image::{Content, Layout};
+use descriptor::working_set::{Merged, Witness};
 use descriptor::{FrameRange, Gfn, ImageId, PageCount};
 use fastrand::Rng;
 use memserver::schedule::{Run, Schedule};
@@ -24,6 +25,11 @@ pub struct Server {
     config: Arc<SessionConfig>,
     schedule: Schedule,
     sessions: BTreeMap<usize, Session>,
+    /// What clones needed, as the keeper of memserver knows it, and who may have more to say.
+    needed: Merged,
+    witnesses: BTreeMap<usize, Witness>,
+    /// The seed of the next clone's probes.
+    probes: u64,
     /// Requests that were answered with an error.
     refused: Vec<(usize, Tag)>,
     /// Requests in a thousand that fail.
@@ -45,9 +51,19 @@ pub struct Send {
 impl Server {
     /// A server of `image`, of whose answers `errors` in a thousand fail, and each with page `bad`.
     pub fn new(image: Image, limits: Limits, errors: u32, bad: Option<Gfn>) -> Self {
-        let config = SessionConfig { limits, capabilities: Capabilities::default(), ..SessionConfig::default() };
-        let (schedule, sessions) = (Schedule::default(), BTreeMap::new());
-        Self { image, config: Arc::new(config), schedule, sessions, refused: Vec::new(), errors, bad }
+        let config = SessionConfig { limits, capabilities: Capabilities::WORKING_SET, ..SessionConfig::default() };
+        Self {
+            needed: Merged::new(IMAGE, image.memory.universe()),
+            witnesses: BTreeMap::new(),
+            probes: 0,
+            image,
+            config: Arc::new(config),
+            schedule: Schedule::default(),
+            sessions: BTreeMap::new(),
+            refused: Vec::new(),
+            errors,
+            bad,
+        }
     }
 
     /// A client connected.
@@ -59,14 +75,18 @@ impl Server {
     pub fn gone(&mut self, session: usize) {
         self.sessions.remove(&session);
         self.schedule.remove(session);
+        self.witnesses.remove(&session);
         self.refused.retain(|(refused, _)| *refused != session);
     }
 
     /// Ends all sessions in good order.
     pub fn drain(&mut self, now: Duration) {
-        for (index, session) in &mut self.sessions {
-            session.drain(now);
-            obey(*index, session, &mut self.schedule);
+        let indices: Vec<usize> = self.sessions.keys().copied().collect();
+        for index in indices {
+            if let Some(session) = self.sessions.get_mut(&index) {
+                session.drain(now);
+            }
+            self.obey(index);
         }
     }
 
@@ -77,7 +97,17 @@ impl Server {
         };
         let facts = ImageFacts { frames: self.image.memory.universe(), local: false, multicast: true };
         session.receive(now, bytes, &|image| (image == IMAGE).then_some(facts));
-        obey(index, session, &mut self.schedule);
+        self.obey(index);
+    }
+
+    /// What clones needed.
+    pub fn needed(&self) -> &Merged {
+        &self.needed
+    }
+
+    /// The same server with what an earlier one learnt, which draws probes by this seed.
+    pub fn knowing(self, needed: Merged, probes: u64) -> Self {
+        Self { needed, probes, ..self }
     }
 
     /// The bytes of a session are on their way.
@@ -111,12 +141,46 @@ impl Server {
                 push_run(&self.image, tag, frames, content == Content::Zero, last, &mut bytes);
             }
         }
-        obey(index, session, &mut self.schedule);
+        self.obey(index);
+        let session = self.sessions.get_mut(&index)?;
         let finish = session.is_closing();
         if finish {
             bytes.append(session.control());
         }
         Some(Send { session: index, bytes, finish })
+    }
+
+    /// Does what a session wants done.
+    fn obey(&mut self, index: usize) {
+        let Some(session) = self.sessions.get_mut(&index) else { return };
+        while let Some(event) = session.poll() {
+            match event {
+                Event::Welcomed { capabilities, .. } if capabilities.contains(Capabilities::WORKING_SET) => {
+                    let order = Arc::new(self.needed.order());
+                    self.probes += 1;
+                    session.give_order(&order.for_clone(self.probes));
+                    let witness = Witness::new(self.needed.frames(), order, self.probes);
+                    self.witnesses.insert(index, witness);
+                }
+                Event::Welcomed { .. } => {}
+                Event::Request(answer) => self.schedule.push(index, answer),
+                Event::Touched { ranges, last, declined } => {
+                    let witness = self.witnesses.get_mut(&index).expect("only who was told an order reports");
+                    if declined {
+                        witness.declines();
+                    }
+                    self.needed.touched(witness, &ranges);
+                    self.needed.ended(witness, last);
+                }
+                // No channel is offered here.
+                Event::Multicast { .. } => unreachable!(),
+                Event::Finish => drop(self.schedule.clear(index)),
+                Event::Abort(reason) => panic!("the server aborts a session: {reason:?}"),
+            }
+        }
+        if !session.control().is_empty() {
+            self.schedule.push_control(index);
+        }
     }
 }
 
@@ -124,22 +188,5 @@ impl Layout for Image {
     fn head(&self, range: FrameRange, limit: PageCount) -> (FrameRange, Content) {
         let (run, zero) = Image::head(self, range, limit);
         (run, if zero { Content::Zero } else { Content::Stored })
-    }
-}
-
-/// Does what a session wants done.
-fn obey(index: usize, session: &mut Session, schedule: &mut Schedule) {
-    while let Some(event) = session.poll() {
-        match event {
-            Event::Welcomed { .. } => {}
-            Event::Request(answer) => schedule.push(index, answer),
-            // Neither channels nor working sets are offered here.
-            Event::Multicast { .. } | Event::Touched { .. } => unreachable!(),
-            Event::Finish => drop(schedule.clear(index)),
-            Event::Abort(reason) => panic!("the server aborts a session: {reason:?}"),
-        }
-    }
-    if !session.control().is_empty() {
-        schedule.push_control(index);
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use descriptor::fetch::{
-    Capabilities, Delivery, Encoding, GoodbyeReason, Hello, Message, PageRun, Preamble, Refusal, Request, decode,
-    decode_preamble,
+    Capabilities, Delivery, Encoding, GoodbyeReason, Hello, Message, PageRun, Preamble, Refusal, Request, Touched,
+    decode, decode_preamble,
 };
 use descriptor::{FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 use memtap::pager::{Failure, Input, Output, Pager, PagerConfig, Wanted};
@@ -38,6 +38,13 @@ pub struct Shell {
     staging: BTreeMap<Gfn, Vec<u8>>,
     inbox: Vec<u8>,
     greeted: bool,
+    /// Working sets are wanted.
+    working_set: bool,
+    /// The order as far as it has come.
+    order: Vec<FrameRange>,
+    /// One was followed.
+    followed: bool,
+    sessions: u32,
 }
 
 impl Shell {
@@ -57,6 +64,8 @@ impl Shell {
             hydrate: scenario.hydrate,
             retry: scenario.retry,
             patience: scenario.patience,
+            record: scenario.working_set,
+            head_start: scenario.head_start,
             zero_around: scenario.zero_around,
         };
         let pager = Pager::new(Duration::ZERO, config, seed).expect("the scenario is consistent");
@@ -72,6 +81,10 @@ impl Shell {
             staging: BTreeMap::new(),
             inbox: Vec::new(),
             greeted: false,
+            working_set: scenario.working_set,
+            order: Vec::new(),
+            followed: false,
+            sessions: 0,
         }
     }
 
@@ -81,7 +94,9 @@ impl Shell {
         self.greeted = false;
         let mut bytes = Vec::new();
         Preamble.encode(&mut bytes);
-        Message::Hello(Hello { image: IMAGE, capabilities: Capabilities::default(), ticket: b"" }).encode(&mut bytes);
+        self.order.clear();
+        let capabilities = if self.working_set { Capabilities::WORKING_SET } else { Capabilities::default() };
+        Message::Hello(Hello { image: IMAGE, capabilities, ticket: b"" }).encode(&mut bytes);
         bytes
     }
 
@@ -108,7 +123,16 @@ impl Shell {
     /// Takes one message from the server.
     pub fn take(&mut self, now: Duration, message: &Message<'_>) {
         match message {
-            Message::Welcome(welcome) => self.pager.handle(now, Input::SourceUp { limits: welcome.limits }),
+            Message::Welcome(welcome) => {
+                self.sessions += 1;
+                self.pager.handle(now, Input::SourceUp { limits: welcome.limits });
+            }
+            Message::Order(part) => {
+                self.order.extend(part.ranges.iter());
+                if part.last && !std::mem::replace(&mut self.followed, true) {
+                    self.pager.follow(std::mem::take(&mut self.order));
+                }
+            }
             Message::Pages(run) => self.pages(now, *run),
             Message::Error(tag, code, _) => {
                 self.pager.handle(now, Input::RequestFailed { tag: *tag, code: *code });
@@ -172,6 +196,17 @@ impl Shell {
         if self.failed.is_none() && noted.present.is_zero() {
             self.port.forgo(gfn);
         }
+    }
+
+    /// What is new of what the guest needs, as a message; the last one of a clone that has `ended`.
+    pub fn report(&mut self, ended: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if self.working_set && self.greeted {
+            let touched = self.pager.take_touched(usize::MAX);
+            let last = ended && self.sessions == 1 && self.pager.saw_every_need();
+            Touched::encode(&touched, last, !self.followed, &mut bytes);
+        }
+        bytes
     }
 
     /// The number of staging buffers.

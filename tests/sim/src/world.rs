@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use descriptor::FrameRange;
 use descriptor::fetch::{Message, decode};
+use descriptor::working_set::Merged;
 use fastrand::Rng;
 use memtap::pager::{Hydrate, Input, PagerStats};
 
@@ -21,6 +22,12 @@ const MAX_EVENTS: u64 = 5_000_000;
 
 /// Virtual time after which a run has got stuck: far beyond every patience and retry.
 const MAX_TIME: Duration = Duration::from_secs(600);
+
+/// How often clones tell what they need: as much more often than real ones as their lives are shorter.
+const REPORT_EVERY: Duration = Duration::from_millis(2);
+
+/// Longer than anything is on its way.
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// The longest that a fault may take where nothing goes wrong, beside the bulk answers that it may find on the link.
 const CALM_FAULT: Duration = Duration::from_millis(4);
@@ -46,6 +53,8 @@ pub struct Report {
     pub longest_fault: Duration,
     /// What the pagers did.
     pub pagers: Vec<PagerStats>,
+    /// What the server knows of what clones needed.
+    pub needed: Option<Merged>,
     /// The clones whose pager failed with a reason.
     pub failed: usize,
 }
@@ -68,6 +77,8 @@ struct Clone {
     blocked: Vec<bool>,
     running: bool,
     threads_left: u32,
+    /// Nothing is reported any more.
+    reported: bool,
 }
 
 #[derive(Debug)]
@@ -82,6 +93,7 @@ enum Event {
     HangUp { clone: usize, epoch: u64 },
     Respond { clone: usize },
     OutageBegins,
+    Report { clone: usize },
 }
 
 impl World {
@@ -94,6 +106,9 @@ impl World {
             let port = Port::new(frames, scenario.granule, scenario.wakes, scenario.busy, rng.fork());
             let guest = Guest::draw(&scenario.image, scenario.threads, scenario.accesses, rng.fork());
             queue.after(Duration::from_micros(rng.u64(0..100)), Event::Connect { clone });
+            if scenario.working_set {
+                queue.after(REPORT_EVERY, Event::Report { clone });
+            }
             Clone {
                 shell: Shell::new(&scenario, port, guest, rng.u64(..)),
                 responder: Responder::default(),
@@ -107,6 +122,7 @@ impl World {
                 blocked: vec![false; scenario.threads as usize],
                 running: false,
                 threads_left: scenario.threads,
+                reported: !scenario.working_set,
             }
         });
         let clones = clones.collect();
@@ -115,6 +131,11 @@ impl World {
         }
         let server = Server::new(scenario.image.clone(), scenario.limits, scenario.errors, scenario.bad);
         Self { scenario, queue, server, clones, rng }
+    }
+
+    /// The same world, whose server knows what earlier clones needed.
+    pub fn knowing(self, needed: Merged) -> Self {
+        Self { server: self.server.knowing(needed, self.scenario.seed << 8), ..self }
     }
 
     /// Runs to the end.
@@ -134,6 +155,8 @@ impl World {
             }
         }
         report.time = self.queue.now();
+        self.hear_last_words();
+        report.needed = self.scenario.working_set.then(|| self.server.needed().clone());
         for clone in &self.clones {
             clone.shell.guest.check_all(&clone.shell.port);
             report.pagers.push(*clone.shell.pager.stats());
@@ -219,6 +242,10 @@ impl World {
             }
             Event::Respond { clone } => {
                 self.respond(clone);
+                None
+            }
+            Event::Report { clone } => {
+                self.report(clone, false);
                 None
             }
             Event::OutageBegins => {
@@ -413,6 +440,38 @@ impl World {
             )
         };
         self.clones.iter().map(line).collect()
+    }
+
+    /// Lets a clone tell what it needs.
+    fn report(&mut self, index: usize, ended: bool) {
+        let clone = &mut self.clones[index];
+        if clone.reported {
+            return;
+        }
+        clone.reported = ended;
+        if !ended {
+            self.queue.after(REPORT_EVERY, Event::Report { clone: index });
+        }
+        let clone = &mut self.clones[index];
+        if clone.connected {
+            let bytes = clone.shell.report(ended);
+            self.send_up(index, bytes);
+        }
+    }
+
+    /// Lets clones that came to their end say all that they have to say.
+    fn hear_last_words(&mut self) {
+        let end = self.queue.now() + MAX_DELAY;
+        for index in 0..self.clones.len() {
+            if self.clones[index].shell.failed.is_none() {
+                self.report(index, true);
+            }
+        }
+        while let Some(event) = self.queue.pop().filter(|_| self.queue.now() < end) {
+            if let Event::ToServer { clone, epoch, bytes } = event {
+                self.server_receives(clone, epoch, &bytes);
+            }
+        }
     }
 }
 
