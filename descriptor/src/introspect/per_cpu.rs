@@ -35,19 +35,19 @@ const MIN_PAGES: u64 = 4;
 /// Collects pages that may be on such a list.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    /// Frames and the next node of each.
-    next: BTreeMap<u64, u64>,
+    /// Frames and the next node of each, in ascending order.
+    next: Vec<(u64, u64)>,
 }
 
 /// A ring: the address of its head, and its pages.
 type Ring = (u64, Vec<u64>);
 
 impl Candidates {
-    /// Looks at a page that is neither in a free block nor a tail.
+    /// Looks at a page that is neither in a free block nor a tail. Frames come in ascending order.
     pub(super) fn look(&mut self, frame: u64, page: PageStruct<'_>) {
         let idle = page.refcount() == 0 && page.mapcount() == UNMAPPED && page.mapping() == 0;
         if idle && page.flags() & STATE_FLAGS == 0 && super::class::is_kernel_address(page.next()) {
-            self.next.insert(frame, page.next());
+            self.next.push((frame, page.next()));
         }
     }
 
@@ -100,21 +100,26 @@ impl Candidates {
             let distance = node.wrapping_sub(first);
             (distance < 1 << 46 && distance.is_multiple_of(size)).then_some(distance / size)
         };
-        let mut seen = BTreeSet::new();
+        let mut seen = vec![false; self.next.len()];
         let mut rings = Vec::new();
-        for start in self.next.keys() {
-            if !seen.insert(*start) {
+        for (index, (start, next)) in self.next.iter().enumerate() {
+            if std::mem::replace(&mut seen[index], true) {
                 continue;
             }
             let (mut pages, mut head) = (vec![*start], None);
-            let mut node = self.next[start];
+            let mut node = *next;
             let closed = loop {
                 match frame_of(node) {
                     Some(frame) if frame == *start => break true,
                     Some(frame) => {
-                        let Some(next) = self.next.get(&frame).filter(|_| seen.insert(frame)) else { break false };
+                        let Ok(index) = self.next.binary_search_by_key(&frame, |(frame, _)| *frame) else {
+                            break false;
+                        };
+                        if std::mem::replace(&mut seen[index], true) {
+                            break false;
+                        }
                         pages.push(frame);
-                        node = *next;
+                        node = self.next[index].1;
                     }
                     None => {
                         if head.replace(node).is_some() {
