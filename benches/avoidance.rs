@@ -1,5 +1,6 @@
 //! What a clone of a used machine fetches for a small piece of work, and how long that takes: by demand alone, without zero pages,
-//! without free pages as well, and with what its siblings needed.
+//! without free pages as well, ahead of streams of faults, and with what a sibling needed for the same work fetched first, before the
+//! guest goes on (`waiting`) or while it does.
 //!
 //! The machine is a Linux of Debian (6.1, unmodified) in QEMU under TCG that filled its page cache, gave part of it back, and
 //! had processes that came and went. It is captured by `snowflock capture qemu`; each clone is a QEMU of its own behind a `memtap qemu`, whose
@@ -11,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use bench_kit::guest::{Capture, Clone, Lab, Work};
@@ -19,7 +20,7 @@ use bench_kit::roles::{self, PageServer};
 use bench_kit::{Args, median, rounded};
 use descriptor::image::{ImageIndex, ImageReader};
 use descriptor::introspect::Surveyor;
-use descriptor::{Descriptor, FrameSet, PAGE_SIZE};
+use descriptor::{Descriptor, FrameSet};
 use serde_json::{Map, Value, json};
 
 /// The memory of the machine.
@@ -41,19 +42,30 @@ fn bench(args: &Args) -> anyhow::Result<Value> {
     println!("the capture: {}", capture.report);
     let introspection = Introspected::measure(&capture)?;
     println!(
-        "introspection: {:.2} ms per GiB, {:.2} ms for {} MiB of data among {MIB} MiB",
-        introspection.ms_per_gib, introspection.ms, introspection.data_mib
+        "introspection: {:.2} ms per GiB of the machine's memory, of which {} MiB are not zero",
+        introspection.ms_per_gib, introspection.data_mib
     );
     let server = PageServer::start(&capture.index, "tcp://127.0.0.1:0", &[])?;
     let folder = tempfile::tempdir()?;
     let descriptors = Descriptors::write(&capture.descriptor, folder.path())?;
-    let rounds = args.pick(3, 9);
+    let rounds = args.pick(5, 15);
+
+    // A sibling of which the others' working set is.
+    let mut first = Clone::start(&lab, &descriptors.free, &server.endpoints[0], &["--working-set", "record"], false)?;
+    first.work()?;
+    first.end()?;
 
     let mut resident = Samples::default();
     let mut copied = Vec::new();
     let mut samples = vec![Samples::default(); Mode::ALL.len()];
     for _ in 0..rounds {
-        let mut clone = Clone::start(&lab, &capture.descriptor, &server.endpoints[0], &["--hydrate", "now"], true)?;
+        let mut clone = Clone::start(
+            &lab,
+            &capture.descriptor,
+            &server.endpoints[0],
+            &["--hydrate", "now", "--working-set", "off"],
+            true,
+        )?;
         copied.push(clone.complete()?.as_secs_f64() * 1e3);
         clone.go_on()?;
         resident.add(&clone.work()?);
@@ -111,10 +123,14 @@ enum Mode {
     Free,
     /// Without free pages, and ahead of streams of faults, as clones do unless told otherwise.
     Ahead,
+    /// The same, with what a sibling needed fetched first.
+    WorkingSet,
+    /// The same, and the guest goes on once that is there.
+    Waiting,
 }
 
 impl Mode {
-    const ALL: [Mode; 4] = [Mode::Demand, Mode::Zero, Mode::Free, Mode::Ahead];
+    const ALL: [Mode; 6] = [Mode::Demand, Mode::Zero, Mode::Free, Mode::Ahead, Mode::WorkingSet, Mode::Waiting];
 
     fn name(self) -> &'static str {
         match self {
@@ -122,6 +138,8 @@ impl Mode {
             Mode::Zero => "zero",
             Mode::Free => "free",
             Mode::Ahead => "ahead",
+            Mode::WorkingSet => "workingset",
+            Mode::Waiting => "waiting",
         }
     }
 
@@ -129,14 +147,16 @@ impl Mode {
         match self {
             Mode::Demand => &descriptors.plain,
             Mode::Zero => &descriptors.zero,
-            Mode::Free | Mode::Ahead => &descriptors.free,
+            Mode::Free | Mode::Ahead | Mode::WorkingSet | Mode::Waiting => &descriptors.free,
         }
     }
 
     fn options(self) -> &'static [&'static str] {
         match self {
-            Mode::Demand | Mode::Zero | Mode::Free => &["--prefetch", "off"],
-            Mode::Ahead => &[],
+            Mode::Demand | Mode::Zero | Mode::Free => &["--prefetch", "off", "--working-set", "off"],
+            Mode::Ahead => &["--working-set", "off"],
+            Mode::WorkingSet => &["--working-set", "auto"],
+            Mode::Waiting => &["--working-set", "wait"],
         }
     }
 }
@@ -179,8 +199,7 @@ impl Samples {
         let fetched = ["demand_pages", "prefetch_pages", "hydrate_pages", "order_pages", "unasked_pages"];
         let fetched: f64 = fetched.iter().map(|name| number(&pager[*name])).sum();
         self.shares.push(fetched / number(&work.status["progress"]["total"]).max(1.0));
-        let latency = &work.status["latency"];
-        self.faults.push(number(&latency["demand"]["count"]) + number(&latency["covered"]["count"]));
+        self.faults.push(number(&pager["demand_faults"]));
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         self.took_ms.push(ms(work.took));
         self.since_fork_ms.push(ms(work.since_fork));
@@ -191,9 +210,8 @@ impl Samples {
     }
 }
 
-/// How long it takes to tell the free pages, besides the search for zero pages.
+/// How much processor time it takes to tell the free pages, besides the search for zero pages.
 struct Introspected {
-    ms: f64,
     ms_per_gib: f64,
     data_mib: u64,
 }
@@ -210,12 +228,18 @@ impl Introspected {
         surveyor.zero_frames(&image, &data, &|_| ())?;
         let mut times = Vec::new();
         for _ in 0..9 {
-            let began = Instant::now();
+            let before = processor_time()?;
             surveyor.introspect(&image, descriptor.identity.hypervisor).context("the guest's free pages")?;
-            times.push(began.elapsed().as_secs_f64() * 1e3);
+            times.push((processor_time()? - before).as_secs_f64() * 1e3);
         }
-        let ms = median(&mut times);
-        let bytes = data.count().get() * PAGE_SIZE;
-        Ok(Self { ms, ms_per_gib: ms * (1u64 << 30) as f64 / bytes as f64, data_mib: bytes >> 20 })
+        // There is something to look at for every frame, zero or not.
+        Ok(Self { ms_per_gib: median(&mut times) * 1024.0 / MIB as f64, data_mib: data.count().bytes() >> 20 })
     }
+}
+
+/// What this thread has had of a processor: others take their share on a busy machine, for longer than what is measured.
+fn processor_time() -> anyhow::Result<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let ns = text.split(' ').next().and_then(|ns| ns.parse().ok()).context("/proc/thread-self/schedstat")?;
+    Ok(Duration::from_nanos(ns))
 }

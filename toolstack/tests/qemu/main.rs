@@ -16,6 +16,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use descriptor::import::qemu::qmp::Qmp;
+use descriptor::{Descriptor, FrameRange, FrameSet};
 use serde_json::{Value, json};
 use toolstack::CloneReport;
 
@@ -51,6 +52,7 @@ fn forked(qemu: &str) {
     let capture = place.scratch().join("capture");
     four_clones_survive_the_deaths_of_their_server_and_of_a_pager(&lab, &place, &mut parent, &capture);
     a_preempting_clone_becomes_complete(&lab, &place, &capture);
+    what_a_toolstack_says_will_be_overwritten_is_not_fetched(&lab, &place, &capture);
     a_clone_whose_server_stays_away_is_killed(&lab, &place, &capture);
     place.assert_nothing_left();
     parent.assert_alive();
@@ -130,6 +132,39 @@ fn a_preempting_clone_becomes_complete(lab: &Lab, place: &Place, capture: &Path)
     guest.assert_full();
     run.wait("the clone to be complete", |report| all_are(report, 1, "complete"));
     drop(server);
+    guest.tell(b'F');
+    guest.assert_full();
+    run.interrupt();
+}
+
+/// The guest's kernel overwrites what it holds free before it looks at it: a true promise, of a descriptor that does not know.
+fn what_a_toolstack_says_will_be_overwritten_is_not_fetched(lab: &Lab, place: &Place, capture: &Path) {
+    const MOST: usize = 1000;
+    let server = Server::start(place, capture);
+    let descriptor = Descriptor::read(&capture.with_extension("snow")).unwrap();
+    let mut free: Vec<FrameRange> = descriptor.free_data().runs().collect();
+    free.sort_by_key(|run| std::cmp::Reverse(run.count()));
+    free.truncate(MOST);
+    let frames: u64 = free.iter().map(|run| run.count().get()).sum();
+    assert!(frames > 1000, "{frames} free frames");
+    let unaware = Descriptor { free: FrameSet::empty(descriptor.memory.universe()), ..descriptor };
+    let path = place.scratch().join("unaware.snow");
+    unaware.write(&path).unwrap();
+    let mut command = place.command(["run", "qemu", "--descriptor"]);
+    command.arg(path).arg(format!("--server={}", server.endpoint)).arg("--").args(lab.machine("{dir}", "{vmgenid}"));
+    let mut run = Run::start(place, command);
+    let report = run.wait("the clone to run", |report| all_are(report, 1, "running"));
+    let admin = &report.clones[0].admin;
+    let ranges: Vec<[u64; 2]> = free.iter().map(|run| [run.start().index(), run.count().get()]).collect();
+    let noted = memtap::admin::ask(admin, &json!({"cmd": "overwrite", "ranges": ranges})).unwrap();
+    assert!(number(&noted["frames"]) > frames / 2, "{noted} of {frames}");
+    assert!(number(&noted["frames"]) + number(&noted["present"]) <= frames, "{noted} of {frames}");
+    let mut guest = Console::open(dir(&report.clones[0]));
+    assert!(guest.ask(b'W').starts_with("WROTE"));
+    memtap::admin::ask(admin, &json!({"cmd": "hydrate", "policy": "now"})).unwrap();
+    guest.tell(b'F');
+    guest.assert_full();
+    run.wait("the clone to be complete", |report| all_are(report, 1, "complete"));
     guest.tell(b'F');
     guest.assert_full();
     run.interrupt();
