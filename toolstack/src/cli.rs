@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::ToolError;
-use crate::{demo, qemu, status, xl};
+use crate::{demo, qemu, status, working_set, xl};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 all went well; 1 something failed, and the message says what; 2 the command line is wrong; \
@@ -45,6 +45,8 @@ enum Command {
     #[command(subcommand)]
     Fork(Fork),
     Status(status::Options),
+    #[command(subcommand, name = "workingset")]
+    WorkingSet(working_set::Action),
 }
 
 #[derive(Subcommand)]
@@ -101,6 +103,7 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Fork(Fork::Qemu(options)) => qemu::fork(&options),
         Command::Fork(Fork::Xl(options)) => xl::fork(&options),
         Command::Status(options) => status::run(&options),
+        Command::WorkingSet(action) => working_set::run(&action),
     }
 }
 

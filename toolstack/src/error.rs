@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use descriptor::file::FileError;
+use descriptor::ImageId;
+use descriptor::file::{FileError, FormatError};
 use descriptor::image::ImageError;
 use descriptor::import::qemu::ImportError;
 use descriptor::import::qemu::capture::CaptureError;
@@ -55,6 +56,15 @@ pub enum ToolError {
     /// A page of a clone does not equal the image's.
     #[error("a page of a clone was wrong")]
     NotVerified,
+    /// A memserver does not do what it was asked for.
+    #[error(transparent)]
+    Memserver(#[from] memserver::client::AdminError),
+    /// What a memserver sent is no working set.
+    #[error("memserver's working set cannot be used")]
+    WorkingSet(#[source] FormatError),
+    /// A memserver has no image, or several.
+    #[error("which image? Give --image; the server has {}", list(.0))]
+    WhichImage(Vec<ImageId>),
     /// Something about a file failed.
     #[error("cannot {operation} {}", path.display())]
     File {
@@ -85,5 +95,12 @@ impl ToolError {
             ToolError::Template(_) => 2,
             _ => 1,
         }
+    }
+}
+
+fn list(images: &[ImageId]) -> String {
+    match images {
+        [] => "none".to_owned(),
+        images => images.iter().map(ImageId::to_string).collect::<Vec<_>>().join(", "),
     }
 }

@@ -25,6 +25,7 @@ mod server;
 pub mod status;
 pub mod supervise;
 mod table;
+mod working_set;
 pub mod xl;
 
 pub use clones::CloneState;

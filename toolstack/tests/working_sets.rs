@@ -191,3 +191,43 @@ fn without_working_sets_nothing_is_kept() {
     server.signal(Signal::TERM);
     assert!(!place.path("x.snowws").exists());
 }
+
+/// What `snowflock workingset` says, and whether it did it.
+fn working_set(arguments: &[&str]) -> (bool, String) {
+    let output = snowflock().arg("workingset").args(arguments).output().unwrap();
+    let text = if output.status.success() { output.stdout } else { output.stderr };
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_set_is_shown_and_carried_to_another_server() {
+    let place = Place::new();
+    let text = |name: &str| place.path(name).to_str().unwrap().to_owned();
+    let (admin, kept) = (text("a"), text("kept.snowws"));
+    let mut server = place.serve(&[]);
+    let first = place.clone(&server.endpoint, "auto");
+    place.known(1);
+    let (shown, what) = working_set(&["show", "--admin", &admin]);
+    assert!(shown && what.contains("1 told all that they needed"), "{what}");
+    assert!(working_set(&["export", "--admin", &admin, "-o", &kept]).0);
+    let (again, why) = working_set(&["export", "--admin", &admin, "-o", &kept]);
+    assert!(!again && why.contains("--force"), "{why}");
+    let (_, json) = working_set(&["show", "--json", &kept]);
+    let shown: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(shown["summary"]["clones"], 1);
+    assert_eq!(shown["entries"].as_array().unwrap().len() as u64, shown["summary"]["entries"].as_u64().unwrap());
+
+    server.signal(Signal::TERM);
+    fs::remove_file(place.path("x.snowws")).unwrap();
+    let server = place.serve(&[]);
+    assert_eq!(place.known(0)["clones"], 0);
+    assert!(working_set(&["import", "--admin", &admin, &kept]).0);
+    assert!(faults(&place.clone(&server.endpoint, "wait")) * 10 <= faults(&first));
+
+    let other = Place::new();
+    let _other_server = other.serve(&[]);
+    let (imported, why) = working_set(&["import", "--admin", other.path("a").to_str().unwrap(), &kept]);
+    assert!(!imported && why.contains("not served"), "{why}");
+    let (imported, why) = working_set(&["import", "--admin", &admin, &text("x.snowidx")]);
+    assert!(!imported && why.contains("an image index"), "{why}");
+}

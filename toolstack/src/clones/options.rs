@@ -31,6 +31,10 @@ pub(crate) struct CommonOptions {
     /// Fetch all memory in the background: off, now, or so many pages per second
     #[arg(long, value_name = "WHEN")]
     hydrate: Option<String>,
+    /// Working sets: auto (fetch first what siblings needed, and tell what this clone needs), wait (the same, and the clone begins
+    /// when that is there), record (only tell), or off
+    #[arg(long, value_name = "WHICH")]
+    working_set: Option<String>,
     /// What becomes of a clone whose memory cannot be had any more: pause, kill, or hold
     #[arg(long, value_name = "POLICY")]
     pub(crate) on_failure: Option<String>,
@@ -56,6 +60,7 @@ impl CommonOptions {
             ("--mcast", self.mcast.as_deref()),
             ("--mcast-interface", self.mcast_interface.as_deref()),
             ("--hydrate", self.hydrate.as_deref()),
+            ("--working-set", self.working_set.as_deref()),
             ("--patience", self.patience.as_deref()),
         ];
         for (option, value) in options {
