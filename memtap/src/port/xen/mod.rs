@@ -26,6 +26,7 @@ mod domain;
 mod error;
 mod figures;
 mod prepare;
+mod requests;
 pub mod ring;
 mod sys;
 mod xenstore;
@@ -44,22 +45,25 @@ pub use xenstore::domain_by_name;
 use self::attach::{Attached, Ring};
 use self::figures::Counters;
 use self::prepare::{Preparation, evict_again};
+use self::requests::{Requests, Taken};
 use self::ring::Request;
 use self::sys::PREP_PAGES;
 use super::{Event, FaultPort, Installed, PortError, PortFigures, PortTraits, Stop, Waiter};
 
-/// Who waits for a page without being stopped: another domain, which tries again by itself. No guest has as many vCPUs.
-const FOREIGN: Waiter = Waiter(u32::MAX);
-
 /// How long a page may wait for memory of the host before that is a failure: other domains come and go.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long vCPUs may take to leave the queue for a slot, once every request is answered: each has to be scheduled once.
+const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long they may run between two tries.
+const DETACH_PAUSE: Duration = Duration::from_millis(2);
 
 /// A port over the paging ring of a domain.
 pub struct XenPort {
     domain: Domain,
     ring: Ring,
-    /// Requests whose vCPU is stopped.
-    held: Vec<Held>,
+    requests: Requests,
     results: Vec<Result<(), Errno>>,
     /// Since when the host has no memory for a page.
     starved: Option<Instant>,
@@ -67,14 +71,6 @@ pub struct XenPort {
     counters: Counters,
     preparation: Preparation,
     _lock: OwnedFd,
-}
-
-/// A request that is to be answered.
-struct Held {
-    request: Request,
-    /// How long it has kept us busy.
-    busy: Duration,
-    installed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +107,7 @@ impl XenPort {
         let port = Self {
             domain,
             ring,
-            held: Vec::new(),
+            requests: Requests::default(),
             results: Vec::new(),
             starved: None,
             phase: Phase::Serving,
@@ -129,27 +125,23 @@ impl XenPort {
 
     /// Takes one request; true when it was answered.
     fn take(&mut self, request: Request, busy: Duration, events: &mut Vec<Event>) -> Result<bool, XenError> {
-        let gfn = request.gfn;
-        self.counters.requests += 1;
         if request.is_evict_failure() {
-            // It has memory without contents; page it out once more, and then it is a fault as any other.
-            self.counters.evict_failures += 1;
-            evict_again(&mut self.domain, gfn, Errno::BUSY)?;
+            self.evict_anew(request.gfn)?;
         }
-        if request.is_drop() {
-            self.counters.dropped += 1;
-            events.push(Event::Discard { range: FrameRange::single(gfn) });
-        } else if request.is_paused() {
-            self.counters.duplicates += u64::from(self.held.iter().any(|held| held.request.gfn == gfn));
-            events.push(Event::Fault { gfn, waiter: Waiter(request.vcpu), write: false });
-            self.held.push(Held { request, busy, installed: false });
-            return Ok(false);
-        } else {
-            self.counters.foreign += 1;
-            events.push(Event::Fault { gfn, waiter: FOREIGN, write: false });
+        let Taken { event, answer } = self.requests.take(request, busy, &mut self.counters);
+        events.push(event);
+        if answer {
+            self.answer(&request)?;
         }
-        self.answer(&request)?;
-        Ok(true)
+        Ok(answer)
+    }
+
+    /// Pages a frame out that was in use on its way out. It may have memory without contents, which nobody must see.
+    fn evict_anew(&mut self, gfn: Gfn) -> Result<(), XenError> {
+        self.domain.pause()?;
+        let evicted = evict_again(&mut self.domain, gfn, Errno::BUSY);
+        self.domain.unpause()?;
+        evicted
     }
 
     fn answer(&mut self, request: &Request) -> Result<(), XenError> {
@@ -186,12 +178,7 @@ impl XenPort {
         let installed = filled.and_then(|()| self.judge(start, &results));
         self.results = results;
         let installed = installed?;
-        let done = FrameRange::new(start, installed.count);
-        let took = began.elapsed();
-        for held in self.held.iter_mut().filter(|held| done.contains(held.request.gfn)) {
-            held.busy += took;
-            held.installed = true;
-        }
+        self.requests.filled(FrameRange::new(start, installed.count), began.elapsed());
         Ok(installed)
     }
 
@@ -254,37 +241,37 @@ impl XenPort {
         Err(error.into())
     }
 
-    /// Answers what `waiter` asked for this frame, which may be more than once: Xen stops a vCPU when it next leaves Xen, and on
-    /// its way out it may look at the frame again, each time stopped once more.
     fn let_go(&mut self, gfn: Gfn, waiter: Waiter) -> Result<(), XenError> {
         let began = Instant::now();
-        let asked = |held: &mut Held| held.request.gfn == gfn && held.request.vcpu == waiter.0;
-        let answered: Vec<Held> = self.held.extract_if(.., asked).collect();
-        for held in &answered {
-            self.answer(&held.request)?;
+        let Some((requests, busy)) = self.requests.resume(gfn, waiter, &mut self.counters) else { return Ok(()) };
+        for request in &requests {
+            self.answer(request)?;
         }
-        if let Some(first) = answered.first() {
-            self.notify()?;
-            self.counters.duplicates += u64::from(!first.installed);
-            self.counters.handled(first.busy + began.elapsed());
-        }
+        self.notify()?;
+        self.counters.handled(busy + began.elapsed());
         Ok(())
     }
 
-    /// Takes the ring away from a domain that has every page. It must not fault meanwhile, so it stands still.
+    /// Takes the ring away from a domain that has every page. It must not fault meanwhile, so it stands still; but vCPUs that queue
+    /// for a slot of the ring have to run to leave it.
     fn detach(&mut self) -> Result<(), XenError> {
-        self.domain.pause()?;
-        let detached = self.detach_paused();
-        self.domain.unpause()?;
-        detached
+        let deadline = Instant::now() + DETACH_PATIENCE;
+        loop {
+            self.domain.pause()?;
+            let detached = self.detach_paused();
+            self.domain.unpause()?;
+            match detached {
+                Err(XenError::Queued { .. }) if Instant::now() < deadline => std::thread::sleep(DETACH_PAUSE),
+                detached => return detached,
+            }
+        }
     }
 
     fn detach_paused(&mut self) -> Result<(), XenError> {
         // What was asked for before the last page came is there now.
-        let mut events = Vec::new();
-        self.drain(&mut events)?;
-        for held in std::mem::take(&mut self.held) {
-            self.answer(&held.request)?;
+        self.drain(&mut Vec::new())?;
+        for request in self.requests.take_all() {
+            self.answer(&request)?;
         }
         self.notify()?;
         self.domain.disable_paging()
@@ -324,7 +311,7 @@ impl FaultPort for XenPort {
     }
 
     fn resume(&mut self, gfn: Gfn, waiter: Waiter) -> Result<(), PortError> {
-        if waiter == FOREIGN || self.phase == Phase::Closed {
+        if self.phase == Phase::Closed {
             return Ok(());
         }
         match self.let_go(gfn, waiter) {

@@ -112,6 +112,12 @@ impl Request {
         self.paging & EVICT_FAIL != 0
     }
 
+    /// A request as Xen would make it.
+    #[cfg(test)]
+    pub(super) fn new(vcpu: u32, flags: u32, gfn: Gfn, paging: u32) -> Self {
+        Self { vcpu, flags, gfn, frame_type: 0, paging }
+    }
+
     /// A response that lets `vcpu` go on wherever it waits, and says nothing of any frame: for vCPUs that another ring left
     /// behind.
     pub fn release(vcpu: u32) -> Self {
