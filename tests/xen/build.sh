@@ -3,7 +3,7 @@
 # shellcheck shell=bash disable=SC2154 # here, top, target: of tests/xen/run
 
 SUITE=bookworm
-TOOLS=(xl xenstored xen-init-dom0 xenconsoled libxl-save-helper)
+TOOLS=(xl xenstored xen-init-dom0 xenconsoled libxl-save-helper xenctx)
 # What xl and xenstored need, to be found by nobody but them; `dom0` checks that nothing is missing.
 PACKAGES=(
     busybox-static xen-utils-4.17 xenstore-utils
@@ -172,6 +172,10 @@ archive() { (cd "$1" && find . -mindepth 1 | cpio --quiet -o -H newc -R 0:0); }
 # others are those of an ordinary build of the same profile.
 snowflock_command() {
     local profile=$XEN_PROFILE dir=$target/$XEN_PROFILE
+    if [ "${SNOWFLOCK:-}" ]; then
+        cp "$SNOWFLOCK" "$XEN_DIR/snowflock"
+        return
+    fi
     if [ "$profile" = dev ]; then dir=$target/debug; fi
     say "building snowflock, profile $profile"
     (cd "$top" && cargo rustc --quiet --profile "$profile" -p toolstack --bin snowflock -- -C target-feature=+crt-static) ||
