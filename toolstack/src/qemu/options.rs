@@ -10,7 +10,7 @@ use crate::clones::{self, ServeOptions};
 
 const RUN_EXAMPLE: &str = "\
 Example, on a host that has web.snow:
-  snowflock run qemu --descriptor web.snow --server tcp://parent:7700 --clones 4 -- \\
+  snowflock run qemu --descriptor web.snow --server tcp://parent:7070 --clones 4 -- \\
     qemu-system-x86_64 -machine pc-i440fx-7.2 -m 4G -nodefaults -display none -serial file:{dir}/console.log";
 
 const FORK_EXAMPLE: &str = "\
@@ -19,7 +19,7 @@ Example:
     qemu-system-x86_64 -machine pc-i440fx-7.2 -m 4G -nodefaults -display none -serial file:{dir}/console.log
 
 For clones on this host and on others, which all get their pages at the cost of one:
-  snowflock fork qemu --qmp /run/parent.qmp -o /var/tmp/web --listen tcp://10.0.0.1:7700 --multicast=239.1.2.3:7071%eth0 -- ...";
+  snowflock fork qemu --qmp /run/parent.qmp -o /var/tmp/web --listen tcp://10.0.0.1:7070 --multicast=239.1.2.3:7071%eth0 -- ...";
 
 const TEMPLATE_HELP: &str = "\
 The template is the parent's own QEMU command line: same machine (with its version, such as pc-i440fx-7.2), same devices, same -m.
@@ -44,7 +44,7 @@ What a clone must know about itself:
 #[command(after_help = "\
 Example:
   snowflock capture qemu --qmp /run/parent.qmp -o /var/tmp/web
-  snowflock memserver serve --image /var/tmp/web.snowidx --listen tcp://0.0.0.0:7700")]
+  snowflock memserver serve --image /var/tmp/web.snowidx --listen tcp://0.0.0.0:7070")]
 pub struct CaptureOptions {
     #[command(flatten)]
     pub(super) parent: ParentOptions,

@@ -64,6 +64,10 @@ pub(super) fn write(
         return Err(state.map_or(SuperviseError::Interrupted(signal).into(), ToolError::from));
     }
     let (method, taken) = captured?;
+    for old in &others {
+        // They would tell of another stream if the rest fails. Where they are not there that is as well.
+        let _ = std::fs::remove_file(old);
+    }
     file.persist(&path).map_err(|error| ToolError::file("write", &path)(error.error))?;
 
     let origin = Origin {
@@ -143,6 +147,10 @@ impl Job<'_> {
     fn settle(&self, taken: Result<Taken, XlError>) -> Result<Taken, XlError> {
         if self.interrupt.is_pending() {
             self.bar.suspend(|| eprintln!("broken off; looking after {}", self.domain.name));
+        }
+        if let Err(XlError::Stuck { .. }) = taken {
+            // Our own xl still works on it.
+            return taken;
         }
         let id = self.domain.id.to_string();
         let mut log = LogTail::default();

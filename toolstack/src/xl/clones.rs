@@ -63,19 +63,31 @@ pub(super) fn check(
     parent: Option<&Config>,
 ) -> Result<(), XlError> {
     match (template, parent) {
-        (Some(template), parent) => template.check(parent, options.common.clones, options.share_disks)?,
+        (Some(template), parent) => template.check(parent, &names(options)?, options.share_disks)?,
         (None, Some(parent)) => parent.check(options.share_disks)?,
         (None, None) => {}
     }
     let there = xl.domains()?;
-    for id in 1..=options.common.clones {
-        let name = clone_name(&options.common.name, id).map_err(XlError::CloneName)?;
-        let is_twice = id > 1 && !options.common.name.contains("{id}");
-        if is_twice || there.iter().any(|domain| domain.name == name) {
+    for name in names(options)? {
+        if there.iter().any(|domain| domain.name == name) {
             return Err(XlError::NameTaken(name));
         }
     }
     Ok(())
+}
+
+/// The clones' names, in their order.
+fn names(options: &CloneOptions) -> Result<Vec<String>, XlError> {
+    let pattern = &options.common.name;
+    if options.common.clones > 1 && !pattern.contains("{id}") {
+        return Err(XlError::NamePattern(pattern.clone()));
+    }
+    let name = |id| {
+        let name = clone_name(pattern, id).map_err(XlError::CloneName)?;
+        // xl would take it for a domain's number.
+        if name.bytes().all(|byte| byte.is_ascii_digit()) { Err(XlError::CloneName(name)) } else { Ok(name) }
+    };
+    (1..=options.common.clones).map(name).collect()
 }
 
 impl Plan {
@@ -106,12 +118,14 @@ impl Plan {
             }
         };
         let mut macs = Macs::new(fastrand::u32(..), taken);
-        let mut identity = |id| -> Result<Identity, XlError> {
-            let name = clone_name(&options.common.name, id).map_err(XlError::CloneName)?;
-            Ok(Identity { id, name, uuid: Uuid::new_v4(), macs: (0..interfaces).map(|_| macs.draw()).collect() })
+        let identity = |(id, name)| Identity {
+            id,
+            name,
+            uuid: Uuid::new_v4(),
+            macs: (0..interfaces).map(|_| macs.draw()).collect(),
         };
-        let identities: Result<_, XlError> = (1..=options.common.clones).map(&mut identity).collect();
-        Ok(Self { xl: xl.clone(), hole, source, identities: identities? })
+        let identities = (1..).zip(names(options)?).map(identity).collect();
+        Ok(Self { xl: xl.clone(), hole, source, identities })
     }
 
     /// Makes the domains of all clones, paused and without memory, and hands each to `start` as soon as it is there.
@@ -164,18 +178,22 @@ impl Plan {
         let started = Instant::now();
         self.xl.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
         let took = started.elapsed();
-        let domain = self.xl.domain(&identity.name)?;
-        let domain = OwnDomain { xl: self.xl.clone(), id: domain.id, name: identity.name.clone(), is_there: true };
+        // From here on somebody has to destroy it.
+        let mut domain = OwnDomain { xl: self.xl.clone(), id: None, name: identity.name.clone(), is_there: true };
+        let found = self.xl.domains()?.into_iter().find(|domain| domain.name == identity.name);
+        let id = found.ok_or_else(|| XlError::NoDomain(identity.name.clone()))?.id;
+        domain.id = Some(id);
         // It holds the guest's registers, and is of no use any more.
         let _ = fs::remove_file(&stream);
-        Ok(Restored { identity: identity.clone(), domain, dir, started, took })
+        Ok(Restored { identity: identity.clone(), id, domain, dir, started, took })
     }
 }
 
 /// A domain that was made here, and is destroyed when this is dropped.
 pub(super) struct OwnDomain {
     xl: Xl,
-    pub(super) id: u32,
+    /// Its number, once that is known.
+    id: Option<u32>,
     name: String,
     is_there: bool,
 }
@@ -186,11 +204,12 @@ impl OwnDomain {
         if !std::mem::take(&mut self.is_there) {
             return;
         }
-        match self.xl.run(&["destroy", &self.id.to_string()]) {
+        let domain = self.id.map_or(self.name.clone(), |id| id.to_string());
+        match self.xl.run(&["destroy", &domain]) {
             Ok(_) => {}
             // Somebody else was faster, or the guest has ended meanwhile.
-            Err(error) if matches!(self.xl.domain(&self.id.to_string()), Err(XlError::NoDomain(_))) => drop(error),
-            Err(error) => eprintln!("{} (domain {}) is left behind: {}", self.name, self.id, Report(&error)),
+            Err(_) if matches!(self.xl.domain(&domain), Err(XlError::NoDomain(_))) => {}
+            Err(error) => eprintln!("{} (domain {domain}) is left behind: {}", self.name, Report(&error)),
         }
     }
 
@@ -209,6 +228,8 @@ impl Drop for OwnDomain {
 /// A domain that waits for its memory.
 pub(super) struct Restored {
     pub(super) identity: Identity,
+    /// The domain's number.
+    pub(super) id: u32,
     pub(super) domain: OwnDomain,
     /// For its sockets and logs.
     pub(super) dir: PathBuf,
@@ -273,9 +294,9 @@ fn spawn_pager(
     options: &CloneOptions,
     more: &[&str],
 ) -> Result<ChildId, ToolError> {
-    let Restored { identity, domain, dir, .. } = restored;
+    let Restored { identity, id, dir, .. } = restored;
     let mut command: Command = own_command("memtap");
-    command.arg("xen").arg(format!("--domid={}", domain.id)).arg("--admin").arg(dir.join(ADMIN)).args(more);
+    command.arg("xen").arg(format!("--domid={id}")).arg("--admin").arg(dir.join(ADMIN)).args(more);
     options.common.pass_on(&mut command, origin);
     let policy = options.common.on_failure.as_deref();
     // memtap can end a domain, but not clean up behind it as xl does. So it stops it, and we have xl destroy it.

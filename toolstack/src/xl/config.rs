@@ -1,12 +1,14 @@
 //! What a clone is by configuration: the parent's own, as xl keeps it in JSON, or one of the user's, with another identity.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use thiserror::Error;
 use uuid::Uuid;
 
 use super::cfg::{self, Assignment, CfgError};
+use super::disk;
 use super::identity::Identity;
 
 /// A configuration that no clones can be made by.
@@ -94,25 +96,31 @@ impl Config {
                 return Err(ConfigError::PassedThrough(name));
             }
         }
-        let disks = self.written_disks();
+        let name = |disk: &Value| {
+            let path = disk["pdev_path"].as_str().filter(|path| !path.is_empty()).or(disk["vdev"].as_str());
+            path.unwrap_or("a disk without a name").to_owned()
+        };
+        let disks: Vec<String> = self.written_disks().into_iter().map(name).collect();
         if !shared && !disks.is_empty() {
             return Err(ConfigError::Disks { disks: disks.join(", "), parent: " and with their parent" });
         }
         Ok(())
     }
 
+    /// What the disks are on that the domain writes to, as far as it is somewhere.
+    fn written_paths(&self) -> Vec<String> {
+        let path = |disk: &Value| disk["pdev_path"].as_str().map(disk::absolute);
+        self.written_disks().into_iter().filter_map(path).filter(|path| !path.is_empty()).collect()
+    }
+
     /// The disks that the domain writes to.
-    fn written_disks(&self) -> Vec<String> {
+    fn written_disks(&self) -> Vec<&Value> {
         let is_written = |disk: &&Value| {
             let number_or_bool =
                 |value: &Value| value.as_i64().is_some_and(|number| number != 0) || value.as_bool() == Some(true);
             number_or_bool(&disk["readwrite"])
         };
-        let name = |disk: &Value| {
-            let path = disk["pdev_path"].as_str().or(disk["vdev"].as_str());
-            path.unwrap_or("a disk without a name").to_owned()
-        };
-        self.list("disks").iter().filter(is_written).map(name).collect()
+        self.list("disks").iter().filter(is_written).collect()
     }
 
     /// The addresses of its network interfaces.
@@ -175,9 +183,9 @@ impl Template {
         }
     }
 
-    /// Refuses another machine than the parent's, and, unless the disks are `shared`, disks that `clones` of them would write to
+    /// Refuses another machine than the parent's, and, unless the disks are `shared`, disks that clones of these names would write to
     /// together, or with their parent.
-    pub(super) fn check(&self, parent: Option<&Config>, clones: u32, shared: bool) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, parent: Option<&Config>, names: &[String], shared: bool) -> Result<(), ConfigError> {
         let settings = [("memory", "target_memkb", 1024), ("vcpus", "max_vcpus", 1)];
         for (setting, field, unit) in settings {
             let value = cfg::strings(&self.assignments, setting).pop();
@@ -192,18 +200,30 @@ impl Template {
         if !cfg::strings(&self.assignments, "pci").is_empty() {
             return Err(ConfigError::PassedThrough("PCI"));
         }
-        let parents = parent.map(Config::written_disks).unwrap_or_default();
-        let written = cfg::strings(&self.assignments, "disk").into_iter().filter(|disk| is_written(disk));
-        let (with_parent, others): (Vec<String>, Vec<String>) =
-            written.partition(|disk| parents.iter().any(|path| disk.contains(path.as_str())));
-        let together: Vec<String> = others.into_iter().filter(|disk| clones > 1 && !has_placeholder(disk)).collect();
-        match (shared, with_parent.is_empty(), together.is_empty()) {
-            (true, ..) | (_, true, true) => Ok(()),
-            (_, false, _) => {
-                Err(ConfigError::Disks { disks: with_parent.join(", "), parent: " and with their parent" })
-            }
-            (_, true, false) => Err(ConfigError::Disks { disks: together.join(", "), parent: "" }),
+        if shared {
+            return Ok(());
         }
+        let parents = parent.map(Config::written_paths).unwrap_or_default();
+        let mut taken = HashSet::new();
+        for (id, name) in (1..).zip(names) {
+            // Its directory and its UUID will be its own, whichever they are.
+            let own = Identity { id, name: name.clone(), uuid: Uuid::from_u128(id.into()), macs: Vec::new() };
+            let dir = PathBuf::from(format!("/clone-{id}"));
+            for spec in cfg::strings(&self.assignments, "disk") {
+                let spec = fill(&spec, &own, &dir);
+                let target = disk::target(&spec);
+                if target.is_empty() || !disk::is_written(&spec) {
+                    continue;
+                }
+                if parents.contains(&target) {
+                    return Err(ConfigError::Disks { disks: target, parent: " and with their parent" });
+                }
+                if !taken.insert(target.clone()) {
+                    return Err(ConfigError::Disks { disks: target, parent: "" });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The network interfaces.
@@ -218,12 +238,8 @@ impl Template {
         for assignment in ours.rev() {
             text.replace_range(assignment.place.clone(), "");
         }
-        let Identity { id, name, uuid, macs } = identity;
-        let fill = |text: &str| {
-            let text =
-                text.replace("{id}", &id.to_string()).replace("{name}", name).replace("{uuid}", &uuid.to_string());
-            text.replace("{dir}", &dir.display().to_string())
-        };
+        let Identity { name, uuid, macs, .. } = identity;
+        let fill = |text: &str| fill(text, identity, dir);
         let interfaces = cfg::strings(&self.assignments, "vif");
         let interfaces =
             interfaces.iter().zip(macs).map(|(spec, mac)| cfg::quoted(&with_mac(&fill(spec), &mac.to_string())));
@@ -243,16 +259,11 @@ fn with_mac(spec: &str, mac: &str) -> String {
     [format!("mac={mac}").as_str()].into_iter().chain(words).collect::<Vec<_>>().join(",")
 }
 
-/// Whether a disk in words of xl is written to (xl-disk-configuration(5)): it is, unless something says otherwise.
-fn is_written(spec: &str) -> bool {
-    let mut words = spec.split(',').map(str::trim);
-    !words.any(|word| {
-        matches!(word, "r" | "ro" | "cdrom" | "devtype=cdrom" | "access=r" | "access=ro") || word.ends_with(":cdrom")
-    })
-}
-
-fn has_placeholder(text: &str) -> bool {
-    ["{id}", "{name}", "{uuid}", "{dir}"].iter().any(|placeholder| text.contains(placeholder))
+/// `text` with what stands for the clone.
+fn fill(text: &str, identity: &Identity, dir: &Path) -> String {
+    let Identity { id, name, uuid, .. } = identity;
+    let text = text.replace("{id}", &id.to_string()).replace("{name}", name).replace("{uuid}", &uuid.to_string());
+    text.replace("{dir}", &dir.display().to_string())
 }
 
 #[cfg(test)]
@@ -302,18 +313,39 @@ mod tests {
         let passed = Config::new(Some(r#"{"c_info": {}, "pcidevs": [{"domain": 0}]}"#)).unwrap();
         assert!(matches!(passed.check(true), Err(ConfigError::PassedThrough("PCI"))));
 
-        let check = |text: &str, clones, shared| template(text).check(Some(&config), clones, shared).is_ok();
+        let check = |text: &str, clones: usize, shared| {
+            let names: Vec<String> = (1..=clones).map(|id| format!("web-{id}")).collect();
+            template(text).check(Some(&config), &names, shared).is_ok()
+        };
         assert!(!check("disk = ['phy:/dev/vg/web,xvda,w']", 1, false), "the parent's");
         assert!(!check("disk = ['/dev/vg/one,raw,xvda,rw']", 2, false), "everybody's");
+        assert!(!check("disk = ['phy:/dev/vg/{id},xvda,w', 'vg/1,raw,xvdb,rw']", 1, false), "twice the same");
         assert!(check("disk = ['/dev/vg/one,raw,xvda,rw']", 1, false));
         assert!(check("disk = ['/dev/vg/one,raw,xvda,rw']", 2, true));
         assert!(check("disk = ['/dev/vg/{name},raw,xvda,rw', 'file:/iso,xvdb:cdrom,r']", 2, false));
+        assert!(
+            check("disk = ['/dev/vg/web-{id},raw,xvda,rw', ',,xvdb,w']", 2, false),
+            "a name that begins as the parent's"
+        );
+    }
+
+    #[test]
+    fn a_clone_does_not_get_the_parents_disk_by_its_number() {
+        let config = Config::new(Some(&JSON.replace("/dev/vg/web", "/dev/vg/web-1"))).unwrap();
+        let names = ["web-1".to_owned(), "web-2".to_owned()];
+        let error =
+            template("disk = ['/dev/vg/web-{id},raw,xvda,rw']").check(Some(&config), &names, false).unwrap_err();
+        assert!(
+            error.to_string().starts_with("the clones would write to /dev/vg/web-1 together and with their parent")
+        );
+        let nowhere = Config::new(Some(&JSON.replace("/dev/vg/web", ""))).unwrap();
+        assert!(template("disk = ['/dev/vg/{id},raw,xvda,rw']").check(Some(&nowhere), &names, false).is_ok());
     }
 
     #[test]
     fn a_template_is_the_same_machine() {
         let config = Config::new(Some(JSON)).unwrap();
-        let check = |text: &str| template(text).check(Some(&config), 2, false);
+        let check = |text: &str| template(text).check(Some(&config), &[], false);
         assert!(check("memory = 128\nvcpus = 2").is_ok() && check("").is_ok());
         let error = check("memory = 256").unwrap_err().to_string();
         assert_eq!(error, "memory is 256 in web.cfg and 128 in the parent; a clone is the same machine");

@@ -50,6 +50,9 @@ pub enum XlError {
         "{0:?} is no name for a clone: only letters, digits, `.`, `_` and `-` are allowed, and {{id}} where it is a template"
     )]
     CloneName(String),
+    /// One name for several clones.
+    #[error("{0:?} would be the name of all clones; put {{id}} into --name")]
+    NamePattern(String),
     /// No clones can be made by a configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -4,6 +4,7 @@ mod capture;
 mod cfg;
 mod clones;
 mod config;
+mod disk;
 mod domain;
 mod error;
 mod fork;

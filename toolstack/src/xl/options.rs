@@ -9,7 +9,7 @@ use crate::clones::{CommonOptions, ServeOptions};
 const CAPTURE_HELP: &str = "\
 Example, in dom0:
   snowflock capture xl web -o /var/tmp/web
-  snowflock memserver serve --image /var/tmp/web.snowidx --listen tcp://0.0.0.0:7700
+  snowflock memserver serve --image /var/tmp/web.snowidx --listen tcp://0.0.0.0:7070
 
 Methods:
   migrate  `xl migrate` to a receiver of ours, which takes the domain's live stream and then lets it go on where it is. The
@@ -60,11 +60,11 @@ Example, in dom0:
   snowflock fork xl web --clones 4 --name 'web-{id}'
 
 For clones on this host and on others, which all get their pages at the cost of one:
-  snowflock fork xl web -o /var/tmp/web --clones 2 --listen tcp://10.0.0.1:7700 --multicast=239.1.2.3:7071%eth0";
+  snowflock fork xl web -o /var/tmp/web --clones 2 --listen tcp://10.0.0.1:7070 --multicast=239.1.2.3:7071%eth0";
 
 const RUN_HELP: &str = "\
 Example, in dom0 of a host that has web.snow:
-  snowflock run xl --descriptor web.snow --server tcp://10.0.0.1:7700 --clones 4 --name 'web-{id}'";
+  snowflock run xl --descriptor web.snow --server tcp://10.0.0.1:7070 --clones 4 --name 'web-{id}'";
 
 /// Start clones of a captured domain whose image is served by a memserver
 ///

@@ -57,7 +57,9 @@ impl Xl {
         let Output { status, stdout, stderr } = self.output(&["list", domain])?;
         let said = lines(&stderr);
         if !status.success() {
-            let is_unknown = said.iter().any(|line| line.contains("invalid domain identifier"));
+            // Of a name, and of a number.
+            let unknown = ["invalid domain identifier", "does not exist"];
+            let is_unknown = said.iter().any(|line| unknown.iter().any(|words| line.contains(words)));
             return Err(if is_unknown {
                 XlError::NoDomain(domain.to_owned())
             } else {

@@ -82,7 +82,7 @@ pub(super) fn resume(xl: &Xl, domain: &str) -> Result<LogTail, XlError> {
     let receiver = receiver_command(&[RESUME.as_ref()])?;
     let mut command = xl.lasting(&["-vvv", "migrate", "-s", "", domain, &receiver]);
     let mut process = Process::start(command.stdout(Stdio::null()))?;
-    process.wait(domain, &mut || false)?;
+    process.wait(domain, &mut || true)?;
     Ok(tail(&process.log))
 }
 

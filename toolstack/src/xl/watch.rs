@@ -2,9 +2,12 @@
 
 use std::cell::RefCell;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+use descriptor::Report;
 
 use super::clones::{Clone, is_killed};
 use super::domain::{Domain, DomainState};
@@ -28,35 +31,61 @@ const LIST: Duration = Duration::from_secs(2);
 /// How long the pager of a domain that is gone may take to end; it looks for that ten times a second.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// What xl says of all domains, for all clones.
+/// What the clones share: what xl says of all domains, and how long they may keep this command waiting.
 pub(super) struct Domains {
     xl: Xl,
-    listed: Vec<Domain>,
+    /// None until xl has told.
+    listed: Option<Vec<Domain>>,
     at: Option<Instant>,
+    /// No pager is asked before.
+    ask_after: Instant,
 }
 
 impl Domains {
     pub(super) fn new(xl: &Xl) -> Rc<RefCell<Self>> {
-        Rc::new(RefCell::new(Self { xl: xl.clone(), listed: Vec::new(), at: None }))
+        let (listed, at, ask_after) = (None, None, Instant::now());
+        Rc::new(RefCell::new(Self { xl: xl.clone(), listed, at, ask_after }))
     }
 
-    /// The state of a domain, not older than `age`; none when it is not there.
-    fn state(&mut self, id: u32, age: Duration) -> Option<DomainState> {
+    /// What a domain is to xl, not older than `age` as long as xl answers; none when it has told nothing yet.
+    fn find(&mut self, id: u32, age: Duration) -> Option<Presence> {
         if self.at.is_none_or(|at| at.elapsed() >= age) {
-            // An xl that fails now has told before; it says more the next time.
-            if let Ok(listed) = self.xl.domains() {
-                self.listed = listed;
+            match self.xl.domains() {
+                Ok(listed) => self.listed = Some(listed),
+                Err(error) => eprintln!("cannot see how the clones are: {}", Report(&error)),
             }
             self.at = Some(Instant::now());
         }
-        self.listed.iter().find(|domain| domain.id == id).map(|domain| domain.state)
+        let found = self.listed.as_ref()?.iter().find(|domain| domain.id == id);
+        Some(found.map_or(Presence::Gone, |domain| Presence::There(domain.state)))
     }
+
+    /// What a pager says. One that does not answer, as while it pages its domain out, costs the others little: none is asked for
+    /// ten times as long as this has waited for it.
+    fn ask(&mut self, socket: &Path) -> Option<serde_json::Value> {
+        let now = Instant::now();
+        if now < self.ask_after {
+            return None;
+        }
+        let status = admin::status(socket, LOOK).ok();
+        if status.is_none() {
+            self.ask_after = Instant::now() + 10 * now.elapsed();
+        }
+        status
+    }
+}
+
+/// What a domain is to xl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    There(DomainState),
+    Gone,
 }
 
 /// What is known of a clone at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Signs {
-    domain: Option<DomainState>,
+    domain: Presence,
     /// How the pager ended, if it did.
     pager_end: Option<ExitStatus>,
     /// The domain was let go.
@@ -66,19 +95,22 @@ struct Signs {
 impl Signs {
     fn state(self) -> CloneState {
         let is_well = self.pager_end.is_none_or(|end| end.success());
-        match self.domain {
-            None | Some(DomainState::Dying | DomainState::ShutDown) if is_well => CloneState::Ended,
-            None | Some(DomainState::Dying | DomainState::ShutDown | DomainState::Crashed) => CloneState::Died,
-            Some(DomainState::Running | DomainState::Paused | DomainState::Suspended) if !self.is_up => {
+        let Presence::There(domain) = self.domain else {
+            return if is_well { CloneState::Ended } else { CloneState::Died };
+        };
+        match domain {
+            DomainState::Dying | DomainState::ShutDown if is_well => CloneState::Ended,
+            DomainState::Dying | DomainState::ShutDown | DomainState::Crashed => CloneState::Died,
+            DomainState::Running | DomainState::Paused | DomainState::Suspended if !self.is_up => {
                 match self.pager_end {
                     Some(_) => CloneState::Failed,
                     None => CloneState::Loading,
                 }
             }
-            Some(_) if !is_well => CloneState::Stranded,
-            Some(DomainState::Paused | DomainState::Suspended) => CloneState::Paused,
-            Some(DomainState::Running) if self.pager_end.is_some() => CloneState::Complete,
-            Some(DomainState::Running) => CloneState::Running,
+            _ if !is_well => CloneState::Stranded,
+            DomainState::Paused | DomainState::Suspended => CloneState::Paused,
+            DomainState::Running if self.pager_end.is_some() => CloneState::Complete,
+            DomainState::Running => CloneState::Running,
         }
     }
 }
@@ -141,7 +173,7 @@ impl Watched {
     }
 
     fn ask_pager(&mut self) {
-        let Ok(status) = admin::status(&self.clone.admin(), LOOK) else { return };
+        let Some(status) = self.domains.borrow_mut().ask(&self.clone.admin()) else { return };
         let pager = PagerReport::of(&status);
         self.memory = pager.memory.or(self.memory);
         self.lane = pager.lane.or(self.lane.take());
@@ -175,18 +207,18 @@ impl Forked for Watched {
             self.ask_pager();
         }
         let age = if std::mem::take(&mut self.is_news) { Duration::ZERO } else { LIST };
-        let mut domain = self.domains.borrow_mut().state(self.clone.restored.domain.id, age);
-        if self.is_killed && self.is_given_up() && domain.is_some() {
+        let Some(mut domain) = self.domains.borrow_mut().find(self.clone.restored.id, age) else { return false };
+        if self.is_killed && self.is_given_up() && domain != Presence::Gone {
             self.clone.restored.domain.destroy();
-            domain = None;
+            domain = Presence::Gone;
         }
         let state = Signs { domain, pager_end: self.pager_end, is_up: self.up_after.is_some() }.state();
         match state {
             CloneState::Complete => self.memory.iter_mut().for_each(|memory| memory.missing = 0),
             CloneState::Ended | CloneState::Died | CloneState::Failed => match domain {
-                None => self.clone.restored.domain.forget(),
+                Presence::Gone => self.clone.restored.domain.forget(),
                 // Nobody else cleans up behind it.
-                Some(_) => self.clone.restored.domain.destroy(),
+                Presence::There(_) => self.clone.restored.domain.destroy(),
             },
             _ => {}
         }
@@ -219,7 +251,7 @@ impl Forked for Watched {
             qmp: None,
             identity: None,
             domain: Some(DomainReport {
-                domid: restored.domain.id,
+                domid: restored.id,
                 uuid: identity.uuid,
                 macs: identity.macs.iter().map(ToString::to_string).collect(),
                 restore_ms: restored.took.as_secs_f64() * 1e3,
@@ -239,7 +271,7 @@ impl Forked for Watched {
                 format!(
                     "{name}: {state} after {} as domain {} (restored in {restore}{})",
                     micros(after.as_secs_f64() * 1e6),
-                    restored.domain.id,
+                    restored.id,
                     prepare.unwrap_or_default(),
                 )
             }
@@ -276,18 +308,27 @@ mod tests {
         let (well, failed) = (Some(ExitStatus::from_raw(0)), Some(ExitStatus::from_raw(0x500)));
         use CloneState::*;
         use DomainState as D;
+        use Presence::{Gone, There};
         let state = |domain, pager_end, is_up| Signs { domain, pager_end, is_up }.state();
         let life = [
-            (Some(D::Paused), None, false),
-            (Some(D::Running), None, true),
-            (Some(D::Running), well, true),
-            (None, well, true),
+            (There(D::Paused), None, false),
+            (There(D::Running), None, true),
+            (There(D::Running), well, true),
+            (Gone, well, true),
         ];
         assert_eq!(life.map(|(domain, end, is_up)| state(domain, end, is_up)), [Loading, Running, Complete, Ended]);
-        assert_eq!(state(Some(D::Paused), failed, false), Failed);
-        assert_eq!(state(Some(D::Paused), failed, true), Stranded);
-        assert_eq!(state(Some(D::Paused), None, true), Paused);
-        assert_eq!([state(None, failed, true), state(Some(D::Crashed), None, true)], [Died, Died]);
-        assert_eq!([state(None, None, false), state(Some(D::ShutDown), None, true)], [Ended, Ended]);
+        assert_eq!(state(There(D::Paused), failed, false), Failed);
+        assert_eq!(state(There(D::Paused), failed, true), Stranded);
+        assert_eq!(state(There(D::Paused), None, true), Paused);
+        assert_eq!([state(Gone, failed, true), state(There(D::Crashed), None, true)], [Died, Died]);
+        assert_eq!([state(Gone, None, false), state(There(D::ShutDown), None, true)], [Ended, Ended]);
+    }
+
+    #[test]
+    fn what_xl_does_not_tell_is_not_taken_for_an_end() {
+        let domains = Domains::new(&Xl::new("/nowhere/xl"));
+        assert_eq!(domains.borrow_mut().find(3, Duration::ZERO), None);
+        domains.borrow_mut().listed = Some(Vec::new());
+        assert_eq!(domains.borrow_mut().find(3, Duration::ZERO), Some(Presence::Gone));
     }
 }

@@ -30,9 +30,15 @@ list)
     for domain in "$here"/clones/*; do
         [ -e "$domain" ] && line "$(basename "$domain")" "$(cat "$domain")" --p--- >>"$here/list.$$"
     done
-    found=$(awk -v wanted="$2" 'wanted == "" || wanted == $1 || wanted == $2' "$here/list.$$")
+    found=$(awk -v wanted="$2" 'wanted == "" || wanted == (wanted ~ /^[0-9]+$/ ? $2 : $1)' "$here/list.$$")
     rm "$here/list.$$"
-    [ "$found" ] || { say "$2 is an invalid domain identifier (rc=-6)" && exit 1; }
+    if [ -z "$found" ]; then
+        case $2 in
+        *[!0-9]*) say "$2 is an invalid domain identifier (rc=-6)" ;;
+        *) say "Error: Domain '$2' does not exist." ;;
+        esac
+        exit 1
+    fi
     echo "Name                                        ID   Mem VCPUs	State	Time(s)"
     echo "$found"
     ;;

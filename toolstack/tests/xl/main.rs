@@ -102,6 +102,7 @@ fn errors_say_what_to_do() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains(words), "{said}");
     };
+    failed(fake.snowflock(&["capture", "xl", "99", "-o", "x"]), "there is no domain \"99\"");
     failed(fake.snowflock(&["capture", "xl", "nobody", "-o", "x"]), "there is no domain \"nobody\"; `xl list` shows");
     failed(fake.snowflock(&["capture", "xl", "-o", "x", "--", "-l"]), "\"-l\" is no name or number of a domain");
     failed(fake.snowflock(&["capture", "xl", "web", "-o", "x", "--xl", "/nowhere/xl"]), "works in dom0 alone");
@@ -165,7 +166,8 @@ fn clones_that_would_do_harm_are_refused_before_anything_is_touched() {
     refused(&["--config", "web.cfg"], "web.cfg is no configuration of xl: line 1: expected a number");
     refused(&["--name", "Domain-0"], "there is a domain Domain-0 already");
     refused(&["--name", "a b"], "\"a b\" is no name for a clone");
-    refused(&["--name", "same", "--clones", "2"], "there is a domain same already");
+    refused(&["--name", "same", "--clones", "2"], "\"same\" would be the name of all clones; put {id} into --name");
+    refused(&["--name", "{id}"], "\"1\" is no name for a clone");
     fake.set_config(r#", "disks": [{"pdev_path": "/dev/vg/web", "readwrite": 1}]"#);
     refused(&[], "the clones would write to /dev/vg/web together and with their parent");
     fake.set_config(r#", "pcidevs": [{"bus": 3}]"#);
