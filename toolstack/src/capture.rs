@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use descriptor::image::{ImageError, ImageIndex, ImageReader};
 use descriptor::introspect::{Avoid, Surveyor};
-use descriptor::{Descriptor, FrameSet};
+use descriptor::{Descriptor, FrameSet, PAGE_SIZE, PageCount};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use crate::error::ToolError;
+use crate::interrupt::Interrupt;
+use crate::supervise::SuperviseError;
 use crate::table::{bytes, micros};
 
 /// A capture that was written.
@@ -30,6 +32,8 @@ pub(crate) struct Making<'a> {
     pub(crate) json: bool,
     /// What is said of the parent where no pause is known, such as `did not run`.
     pub(crate) no_pause: &'static str,
+    /// What breaks it off.
+    pub(crate) interrupt: &'a Interrupt,
     /// What the JSON says besides.
     pub(crate) details: Map<String, Value>,
 }
@@ -51,7 +55,7 @@ impl Making<'_> {
     /// says what came of it.
     ///
     /// # Errors
-    /// When the capture makes no image, or a file cannot be written.
+    /// When the capture makes no image, a file cannot be written, or a signal comes; then nothing is written.
     pub(crate) fn finish(
         self,
         bar: &ProgressBar,
@@ -62,12 +66,22 @@ impl Making<'_> {
         let mut surveyor = Surveyor::default();
         let mut scan = |image: &ImageReader, frames: &FrameSet| {
             bar.set_length(frames.count().bytes());
-            surveyor.zero_frames(image, frames, &|done| bar.inc(done.bytes()))
+            let mut zero = FrameSet::empty(frames.universe());
+            for part in parts(frames) {
+                // What is made of an incomplete scan is thrown away.
+                if self.interrupt.is_pending() {
+                    break;
+                }
+                zero.union_with(&surveyor.zero_frames(image, &part, &|done| bar.inc(done.bytes()))?);
+            }
+            Ok(zero)
         };
         let folder = self.name.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let made = import(folder, &mut scan)?;
+        self.go_on()?;
         bar.set_message("looking for free pages");
         let (descriptor, index, avoidance) = surveyor.avoid(self.avoid, made, folder)?;
+        self.go_on()?;
         bar.finish_and_clear();
 
         let paths = Capture { descriptor: beside(self.name, "snow"), index: beside(self.name, "snowidx") };
@@ -104,10 +118,52 @@ impl Making<'_> {
     }
 }
 
+impl Making<'_> {
+    /// # Errors
+    /// When a signal came.
+    fn go_on(&self) -> Result<(), SuperviseError> {
+        self.interrupt.take().map_or(Ok(()), |signal| Err(SuperviseError::Interrupted(signal)))
+    }
+}
+
+/// Frames in parts that are scanned within a second or so.
+fn parts(frames: &FrameSet) -> Vec<FrameSet> {
+    const PART: PageCount = PageCount::new((1 << 30) / PAGE_SIZE);
+    let mut parts = Vec::new();
+    let mut part = FrameSet::empty(frames.universe());
+    for range in frames.runs().flat_map(|run| run.chunks(PART)) {
+        part.insert_range(range);
+        if part.count() >= PART {
+            parts.push(std::mem::replace(&mut part, FrameSet::empty(frames.universe())));
+        }
+    }
+    parts.push(part);
+    parts
+}
+
 /// `name` with `.extension` behind it, dots in the name or not.
 pub(crate) fn beside(name: &Path, extension: &str) -> PathBuf {
     let mut path = OsString::from(name);
     path.push(".");
     path.push(extension);
     path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use descriptor::{FrameRange, Gfn};
+
+    use super::*;
+
+    #[test]
+    fn parts_make_the_whole() {
+        let range = |start, count| FrameRange::new(Gfn::new(start), PageCount::new(count));
+        let frames =
+            FrameSet::from_ranges(PageCount::new(2_000_000), [range(5, 3), range(100, 700_000), range(1_900_000, 9)]);
+        let parts = parts(&frames);
+        assert!(parts.len() == 3 && parts.iter().all(|part| part.count() <= PageCount::new(2 * 262_144)));
+        let mut whole = FrameSet::empty(frames.universe());
+        parts.iter().for_each(|part| whole.union_with(part));
+        assert_eq!(whole, frames);
+    }
 }

@@ -68,6 +68,6 @@ pub(super) fn write(
     let Captured { files, origin, method } = captured?;
     let origin = Origin { servers: servers.to_vec(), ..origin };
     let (method, avoid, no_pause) = (method.name(), parent.avoid, "did not run");
-    let making = Making { name, method, avoid, json, no_pause, details: Map::new() };
+    let making = Making { name, method, avoid, json, no_pause, interrupt, details: Map::new() };
     making.finish(&bar, |folder, scan| Ok(import(&files, origin, folder, scan)?))
 }

@@ -82,8 +82,8 @@ pub(super) fn write(
     let details =
         Map::from_iter([("suspending_us".to_owned(), json!(suspending_us)), ("stream".to_owned(), json!(path))]);
     let no_pause = "stood still for a time that xl did not tell";
-    let making = Making { name, method, avoid: parent.avoid, json, no_pause, details };
-    making.finish(&bar, |folder, scan| {
+    let making = Making { name, method, avoid: parent.avoid, json, no_pause, interrupt, details };
+    let finished = making.finish(&bar, |folder, scan| {
         let made = xen::import(&path, xen::read(&path)?, origin, folder, scan)?;
         if made.clocks < u64::from(made.vcpus) {
             bar.suspend(|| {
@@ -94,7 +94,12 @@ pub(super) fn write(
             });
         }
         Ok((made.descriptor, made.index))
-    })
+    });
+    if let Err(ToolError::Supervise(SuperviseError::Interrupted(_))) = finished {
+        // Nobody asked for a stream alone.
+        let _ = std::fs::remove_file(&path);
+    }
+    finished
 }
 
 /// Refuses a domain that would not answer.

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Stands in for xl: it has one domain, `web`, number 3. Beside this script lie the domain's `state`, in the letters of `xl list`; its
 # `stream`, as `xl save` wrote it; `config.json`, as `xl list -l` shows it; the `clones` that were restored, what they were `restored`
-# from, and the numbers of those `destroyed`; and files that make it behave otherwise: `slow`, `broken`, `crashing`, `unrestorable`.
+# from, and the numbers of those `destroyed`; and files that make it behave otherwise: `slow`, `broken`, `crashing`, `unrestorable`,
+# `mute`.
 here=$(dirname "$0")
 [ "$1" = -vvv ] && shift
 say() { echo "$*" >&2; }
@@ -26,6 +27,7 @@ list)
         cat "$here/config.json"
         exit
     fi
+    [ -e "$here/mute" ] && [ -e "$here/clones" ] && say "libxl: error: no answer" && exit 1
     { line Domain-0 0 r----- && line web 3 "$(cat "$here/state")"; } >"$here/list.$$"
     for domain in "$here"/clones/*; do
         [ -e "$domain" ] && line "$(basename "$domain")" "$(cat "$domain")" --p--- >>"$here/list.$$"
@@ -55,7 +57,7 @@ restore)
 destroy)
     echo "$2" >>"$here/destroyed"
     for domain in "$here"/clones/*; do
-        [ -e "$domain" ] && [ "$(cat "$domain")" = "$2" ] && rm "$domain" && exit 0
+        [ -e "$domain" ] && case $2 in "$(cat "$domain")" | "$(basename "$domain")") true ;; *) false ;; esac && rm "$domain" && exit 0
     done
     exit 1
     ;;

@@ -185,6 +185,16 @@ fn a_clone_that_xl_refuses_takes_the_others_with_it() {
     assert_eq!((fake.has_clones(), fake.state().as_str()), (false, RUNNING));
 }
 
+#[test]
+fn a_clone_whose_number_xl_does_not_tell_is_destroyed_by_its_name() {
+    let fake = Fake::new();
+    fake.behave("mute");
+    let output = fake.snowflock(&["fork", "xl", "web", "--name", "web-7"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("`xl list` ended with exit code 1") && said.contains("no answer"), "{said}");
+    assert_eq!((fake.destroyed(), fake.has_clones()), (vec!["web-7".to_owned()], false));
+}
+
 /// The configuration in a stream for `xl restore`.
 fn config(mut stream: &[u8]) -> Value {
     let stream = Stream::parse(&mut stream).unwrap();
