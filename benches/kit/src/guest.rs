@@ -166,7 +166,10 @@ impl Clone {
         let deadline = Instant::now() + LONG;
         let resumed = loop {
             match self.qmp.next_event(Duration::from_millis(100)).with_context(|| self.said())? {
-                Some(event) if event.name == "RESUME" => break Instant::now(),
+                // It may be told late by a QEMU that has much else to do.
+                Some(event) if event.name == "RESUME" => {
+                    break Instant::now() - event.at.elapsed().unwrap_or_default();
+                }
                 _ => ensure!(Instant::now() < deadline, "the clone does not run: {}", self.said()),
             }
         };
