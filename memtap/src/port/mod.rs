@@ -15,7 +15,7 @@ use descriptor::{FrameRange, Gfn, PageCount};
 use serde::Serialize;
 use thiserror::Error;
 
-use xen::XenFigures;
+use xen::{XenError, XenFigures};
 
 /// Someone who waits for a page: a small number with a meaning for its port alone, such as a vCPU of a Xen ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,6 +105,9 @@ pub enum PortError {
         /// What was wrong, with the offending values.
         what: String,
     },
+    /// Xen or its domain does not do what the port needs.
+    #[error(transparent)]
+    Xen(#[from] XenError),
 }
 
 /// Where faults come from and pages go. Everything is non-blocking.

@@ -4,7 +4,6 @@ use descriptor::{Gfn, PageCount};
 use thiserror::Error;
 
 use super::ring::RingError;
-use crate::port::PortError;
 
 /// Why a domain cannot be served.
 #[derive(Debug, Error)]
@@ -206,16 +205,4 @@ pub enum XenError {
         #[source]
         source: io::Error,
     },
-}
-
-impl From<XenError> for PortError {
-    fn from(error: XenError) -> Self {
-        match error {
-            XenError::Call { operation, domain, source } => {
-                PortError::Os { operation, object: format!("domain {domain}"), source }
-            }
-            XenError::Ring { source, .. } => PortError::Protocol { peer: "Xen".into(), what: source.to_string() },
-            other => PortError::Protocol { peer: "Xen".into(), what: descriptor::Report(&other).to_string() },
-        }
-    }
 }
