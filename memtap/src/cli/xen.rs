@@ -7,7 +7,7 @@ use super::options::CloneOptions;
 use crate::engine::OnFailure;
 use crate::guest::{Guest, XenGuest};
 use crate::pager::Hydrate;
-use crate::port::xen::{Domain, XenError, XenPort, domain_by_name};
+use crate::port::xen::{AttachError, Domain, Left, XenError, XenPort, domain_by_name};
 
 /// Serve a Xen domain that `xl restore -p` made from the stream of `descriptor export xl`, and let it run.
 ///
@@ -15,7 +15,7 @@ use crate::port::xen::{Domain, XenError, XenPort, domain_by_name};
 /// device passed through to it. While it runs, the domain has only the memory that it touched.
 ///
 /// When its page server stays away, the domain is destroyed or paused as --on-failure says. A memtap that is gone is replaced
-/// by one with --take-over; so is one that paused its domain.
+/// by one with --take-over; where it paused the domain, or someone else did, `xl unpause` lets it go on after that.
 #[derive(Debug, Args)]
 pub(super) struct XenArgs {
     #[command(flatten)]
@@ -55,7 +55,10 @@ pub(super) fn run(arguments: &XenArgs, epoch: Instant) -> Result<u8, CliError> {
         XenPort::attach(domain, &prepared.descriptor)
     };
     let mut guest = XenGuest::new(control, arguments.keep_paused)?;
-    let (port, present) = attached.inspect_err(|error| arguments.fail(&mut guest, error))?;
+    let (port, present) = attached.map_err(|AttachError { error, left }| {
+        arguments.fail(&mut guest, left);
+        error
+    })?;
     let figures = port.figures();
     tracing::info!(
         domain = figures.domain,
@@ -81,18 +84,17 @@ impl TargetOptions {
 }
 
 impl XenArgs {
-    /// Fails a domain whose memory was on its way out, which nobody can use any more. One that was refused is left as it is: it
-    /// may be another's.
-    fn fail(&self, guest: &mut XenGuest, error: &XenError) {
-        let harmed = matches!(
-            error,
-            XenError::InUse { .. } | XenError::NoMemory { .. } | XenError::Ring { .. } | XenError::Call { .. }
-        );
-        if harmed && !self.take_over && self.clone.on_failure == OnFailure::Kill {
-            match guest.kill() {
+    /// Fails a domain whose memory is partly made, which nobody can use any more. Any other is left as it is: it may be
+    /// somebody else's.
+    fn fail(&self, guest: &mut XenGuest, left: Left) {
+        match left {
+            Left::Untouched => {}
+            Left::Unfinished if self.clone.on_failure == OnFailure::Kill => match guest.kill() {
                 Ok(()) => tracing::error!("the domain was destroyed"),
                 Err(error) => tracing::error!("{}", descriptor::Report(&error)),
-            }
+            },
+            Left::Unfinished => tracing::error!("the domain stays paused, and can never run: destroy it"),
+            Left::Paused => tracing::error!("the domain stays paused: try --take-over again, or destroy it"),
         }
     }
 }

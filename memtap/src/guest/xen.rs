@@ -77,6 +77,12 @@ impl Guest for XenGuest {
             return;
         }
         match self.domain.unpause() {
+            Ok(()) if self.domain.is_paused() => {
+                tracing::warn!(
+                    domain = self.domain.id(),
+                    "the domain is ready, and paused by someone else: `xl unpause` it"
+                );
+            }
             Ok(()) => tracing::info!(domain = self.domain.id(), "the domain runs"),
             // When it is gone, that is about to be noticed.
             Err(error) => tracing::error!("{}", descriptor::Report(&error)),

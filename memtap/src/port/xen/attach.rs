@@ -1,21 +1,24 @@
 //! How a port comes to its domain: the checks, the ring, the memory.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 
 use descriptor::memory::RegionKind;
 use descriptor::vm::Hypervisor;
 use descriptor::{Descriptor, FrameRange, FrameSet, Gfn, PageCount};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::domain::{Domain, FrameState, Info, device_error};
 use super::error::XenError;
 use super::prepare::{self, Preparation};
 use super::ring::{BackRing, SLOTS};
 use super::sys::abi::{FLAG_HAP, FLAG_HVM, FLAG_PAUSED};
-use super::sys::{EventChannel, ForeignPage};
+use super::sys::{self, EventChannel, ForeignPage};
 
 /// Pages that a domain from a hole stream may have beside those of the stream: what a toolstack adds, such as a page for a ring.
 const EXTRA_PAGES: PageCount = PageCount::new(64);
+
+/// Each memtap locks the byte of its domain's number in this file. Nobody but root can.
+const LOCK: &str = "/run/snowflock-xen.lock";
 
 /// Frames that are asked for at once what they are.
 const STATES_AT_ONCE: PageCount = PageCount::new(1024);
@@ -33,13 +36,39 @@ pub(super) struct Attached {
     pub(super) ring: Ring,
     /// Frames of the descriptor that it has.
     pub(super) present: FrameSet,
+    pub(super) vcpus: u32,
     pub(super) preparation: Preparation,
     /// Held as long as this process serves the domain.
-    pub(super) lock: OwnedFd,
+    pub(super) lock: File,
+}
+
+/// A domain that is not served.
+#[derive(Debug)]
+pub struct AttachError {
+    /// Why.
+    pub error: XenError,
+    /// What became of it.
+    pub left: Left,
+}
+
+/// What became of a domain that is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It is as it was found.
+    Untouched,
+    /// Its memory is partly made: it can never run.
+    Unfinished,
+    /// It was to be taken over, and stands still; another attempt may succeed.
+    Paused,
 }
 
 /// Attaches to a domain that was restored from the hole stream of `descriptor` and is paused.
-pub(super) fn attach(mut domain: Domain, descriptor: &Descriptor) -> Result<Attached, XenError> {
+pub(super) fn attach(domain: Domain, descriptor: &Descriptor) -> Result<Attached, AttachError> {
+    let mut left = Left::Untouched;
+    attach_noting(domain, descriptor, &mut left).map_err(|error| AttachError { error, left })
+}
+
+fn attach_noting(mut domain: Domain, descriptor: &Descriptor, left: &mut Left) -> Result<Attached, XenError> {
     let (ram, special) = frames_of(descriptor)?;
     let lock = lock(&domain)?;
     let info = suitable(&mut domain)?;
@@ -54,9 +83,10 @@ pub(super) fn attach(mut domain: Domain, descriptor: &Descriptor) -> Result<Atta
         return Err(XenError::HasMemory { domain, pages, special });
     }
     let ring = enable(&mut domain)?;
+    *left = Left::Unfinished;
     close_page(&mut domain)?;
     let preparation = prepare::page_out(&mut domain, &ram)?;
-    Ok(Attached { domain, ring, present: special, preparation, lock })
+    Ok(Attached { domain, ring, present: special, vcpus: info.vcpus, preparation, lock })
 }
 
 /// Takes a domain over whose pager died. It is paused when this returns, also if it ran.
@@ -66,14 +96,29 @@ pub(super) fn attach(mut domain: Domain, descriptor: &Descriptor) -> Result<Atta
 ///
 /// One thing Xen does not tell: a frame that was asked for (of type paging-in) is not asked for again, and a vCPU that touches it
 /// spins until it is there. So all frames have to be filled soon after a domain was taken over.
-pub(super) fn take_over(mut domain: Domain, descriptor: &Descriptor) -> Result<Attached, XenError> {
+pub(super) fn take_over(domain: Domain, descriptor: &Descriptor) -> Result<Attached, AttachError> {
+    let mut left = Left::Untouched;
+    take_over_noting(domain, descriptor, &mut left).map_err(|error| AttachError { error, left })
+}
+
+fn take_over_noting(mut domain: Domain, descriptor: &Descriptor, left: &mut Left) -> Result<Attached, XenError> {
     let (ram, mut present) = frames_of(descriptor)?;
     let lock = lock(&domain)?;
     let info = suitable(&mut domain)?;
-    if !info.is(FLAG_PAUSED) {
+    if !domain.has_pager() {
+        return Err(XenError::NoPager { domain: domain.id() });
+    }
+    // A domain that never ran is paused by who made it, and waits for being ready; a pause of anyone else is theirs to end.
+    if info.has_run || !info.is(FLAG_PAUSED) {
         domain.pause()?;
     }
-    domain.disable_paging()?;
+    if let Err(error) = domain.disable_paging() {
+        if info.has_run || !info.is(FLAG_PAUSED) {
+            domain.unpause()?;
+        }
+        return Err(error);
+    }
+    *left = Left::Paused;
     let mut ring = enable(&mut domain)?;
     release_vcpus(&mut domain, &mut ring, info.vcpus)?;
     drop(ring);
@@ -94,7 +139,7 @@ pub(super) fn take_over(mut domain: Domain, descriptor: &Descriptor) -> Result<A
         let rest: Vec<FrameRange> = there.runs().collect();
         preparation = Preparation { taken_over: true, ..prepare::page_out(&mut domain, &rest)? };
     }
-    Ok(Attached { domain, ring, present, preparation, lock })
+    Ok(Attached { domain, ring, present, vcpus: info.vcpus, preparation, lock })
 }
 
 /// The runs of memory that are to be paged out, and the frames that the hole stream brings.
@@ -110,21 +155,15 @@ fn frames_of(descriptor: &Descriptor) -> Result<(Vec<FrameRange>, FrameSet), Xen
     Ok((ram, FrameSet::from_ranges(descriptor.memory.universe(), special)))
 }
 
-/// One memtap for a domain: the name is free again when the process ends, however it does.
-fn lock(domain: &Domain) -> Result<OwnedFd, XenError> {
-    let failed = |source: rustix::io::Errno| XenError::Call {
-        operation: "locking it against a second memtap",
-        domain: domain.id(),
-        source: source.into(),
-    };
-    let handle: String = domain.handle().iter().map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("snowflock/memtap/xen/{}/{handle}", domain.id());
-    let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(failed)?;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-    let socket = socket.map_err(failed)?;
-    match rustix::net::bind(&socket, &address) {
-        Ok(()) => Ok(socket),
-        Err(rustix::io::Errno::ADDRINUSE) => Err(XenError::Served { domain: domain.id() }),
+/// One memtap for a domain: let go when the process ends, however it does.
+fn lock(domain: &Domain) -> Result<File, XenError> {
+    let failed = |source| XenError::Lock { path: LOCK, source };
+    let mut options = File::options();
+    options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(LOCK).map_err(failed)?;
+    match sys::lock_byte(&file, domain.id().into()) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(XenError::Served { domain: domain.id() }),
         Err(error) => Err(failed(error)),
     }
 }

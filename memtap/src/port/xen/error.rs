@@ -34,7 +34,7 @@ pub enum XenError {
     NotPrivileged(#[source] io::Error),
     /// The control interface has none of the versions that are known or likely.
     #[error(
-        "Xen's control interface has no version from {first:#x} (4.17) to {last:#x}: this Xen is older, or much newer than memtap"
+        "Xen's control interface has no version from {first:#x} (4.17) to {last:#x}: this Xen is older, or much newer than memtap, or its XSM policy lets this domain not control others"
     )]
     InterfaceVersion {
         /// The first that was tried.
@@ -174,10 +174,22 @@ pub enum XenError {
         domain: u16,
     },
     /// Nothing to take over.
-    #[error("domain {domain} cannot be taken over: no pager was ever attached to it; leave out --take-over")]
-    NeverAttached {
+    #[error(
+        "domain {domain} has no pager to be replaced: its memory is complete, or was never paged out (then leave out \
+         --take-over). If it is complete and paused, its memtap died while it let go of it: `xl unpause` it"
+    )]
+    NoPager {
         /// The domain.
         domain: u16,
+    },
+    /// The lock file cannot be had.
+    #[error("cannot lock {path}, which keeps two memtaps from serving one domain")]
+    Lock {
+        /// The file.
+        path: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
     },
     /// The domain ended.
     #[error("domain {domain} is gone")]

@@ -31,12 +31,14 @@ pub mod ring;
 mod sys;
 mod xenstore;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use descriptor::{Descriptor, FrameRange, FrameSet, Gfn, PAGE_SIZE, PageCount};
 use rustix::io::Errno;
 
+pub use attach::{AttachError, Left};
 pub use domain::Domain;
 pub use error::XenError;
 pub use figures::{HandlerTime, XenFigures};
@@ -44,39 +46,55 @@ pub use xenstore::domain_by_name;
 
 use self::attach::{Attached, Ring};
 use self::figures::Counters;
-use self::prepare::{Preparation, evict_again};
+use self::prepare::Preparation;
 use self::requests::{Requests, Taken};
-use self::ring::Request;
+use self::ring::{Request, SLOTS};
 use self::sys::PREP_PAGES;
 use super::{Event, FaultPort, Installed, PortError, PortFigures, PortTraits, Stop, Waiter};
 
 /// How long a page may wait for memory of the host before that is a failure: other domains come and go.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long vCPUs may take to leave the queue for a slot, once every request is answered: each has to be scheduled once.
-const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take until nobody uses the ring of a complete domain any more.
+const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long they may run between two tries.
-const DETACH_PAUSE: Duration = Duration::from_millis(2);
+/// For how long nothing must have come on the ring before it is taken away: any vCPU that was let go has run by then.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// The same where vCPUs may have queued for slots, which they leave only when they run.
+const QUIET_MANY: Duration = Duration::from_millis(500);
 
 /// A port over the paging ring of a domain.
 pub struct XenPort {
     domain: Domain,
     ring: Ring,
     requests: Requests,
+    /// What happened before anyone asked.
+    early: Vec<Event>,
     results: Vec<Result<(), Errno>>,
     /// Since when the host has no memory for a page.
     starved: Option<Instant>,
     phase: Phase,
+    /// For how long nothing must have come on the ring before it is taken away.
+    quiet: Duration,
     counters: Counters,
     preparation: Preparation,
-    _lock: OwnedFd,
+    _lock: File,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Serving,
+    Leaving(Leaving),
     Closed,
+}
+
+/// A domain that has every page, and still its ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Leaving {
+    since: Instant,
+    /// Since when nothing came on the ring.
+    quiet: Instant,
 }
 
 impl XenPort {
@@ -89,8 +107,8 @@ impl XenPort {
     ///
     /// # Errors
     /// When the domain cannot be served; the error says why. It has to be destroyed then, unless it is somebody else's.
-    pub fn attach(domain: Domain, descriptor: &Descriptor) -> Result<(Self, FrameSet), XenError> {
-        attach::attach(domain, descriptor).map(Self::new)
+    pub fn attach(domain: Domain, descriptor: &Descriptor) -> Result<(Self, FrameSet), AttachError> {
+        attach::attach(domain, descriptor).and_then(|attached| Self::new(attached, Left::Unfinished))
     }
 
     /// Takes a domain over whose pager died. It is paused then, also if it ran, and faults again on what it waited for.
@@ -98,24 +116,31 @@ impl XenPort {
     ///
     /// # Errors
     /// When the domain cannot be taken over; the error says why.
-    pub fn take_over(domain: Domain, descriptor: &Descriptor) -> Result<(Self, FrameSet), XenError> {
-        attach::take_over(domain, descriptor).map(Self::new)
+    pub fn take_over(domain: Domain, descriptor: &Descriptor) -> Result<(Self, FrameSet), AttachError> {
+        attach::take_over(domain, descriptor).and_then(|attached| Self::new(attached, Left::Paused))
     }
 
-    fn new(attached: Attached) -> (Self, FrameSet) {
-        let Attached { domain, ring, present, preparation, lock } = attached;
-        let port = Self {
+    fn new(attached: Attached, left: Left) -> Result<(Self, FrameSet), AttachError> {
+        let Attached { domain, ring, present, vcpus, preparation, lock } = attached;
+        let mut port = Self {
             domain,
             ring,
+            early: Vec::new(),
             requests: Requests::default(),
             results: Vec::new(),
             starved: None,
             phase: Phase::Serving,
+            quiet: if vcpus >= SLOTS { QUIET_MANY } else { QUIET },
             counters: Counters::new(),
             preparation,
             _lock: lock,
         };
-        (port, present)
+        // Other domains may have looked at frames that were on their way out. Before anything is filled all of these are paged out,
+        // and faults as any other.
+        let mut early = Vec::new();
+        port.drain(&mut early).map_err(|error| AttachError { error, left })?;
+        port.early = early;
+        Ok((port, present))
     }
 
     /// What it tells of itself.
@@ -125,23 +150,12 @@ impl XenPort {
 
     /// Takes one request; true when it was answered.
     fn take(&mut self, request: Request, busy: Duration, events: &mut Vec<Event>) -> Result<bool, XenError> {
-        if request.is_evict_failure() {
-            self.evict_anew(request.gfn)?;
-        }
         let Taken { event, answer } = self.requests.take(request, busy, &mut self.counters);
         events.push(event);
         if answer {
             self.answer(&request)?;
         }
         Ok(answer)
-    }
-
-    /// Pages a frame out that was in use on its way out. It may have memory without contents, which nobody must see.
-    fn evict_anew(&mut self, gfn: Gfn) -> Result<(), XenError> {
-        self.domain.pause()?;
-        let evicted = evict_again(&mut self.domain, gfn, Errno::BUSY);
-        self.domain.unpause()?;
-        evicted
     }
 
     fn answer(&mut self, request: &Request) -> Result<(), XenError> {
@@ -198,6 +212,9 @@ impl XenPort {
         if error != Errno::NOMEM {
             return Err(self.domain.failed("XENMEM_paging_op_prep", error.into()));
         }
+        if index > 0 {
+            self.starved = None;
+        }
         let since = *self.starved.get_or_insert_with(Instant::now);
         if since.elapsed() < MEMORY_PATIENCE {
             return Ok(busy);
@@ -252,29 +269,47 @@ impl XenPort {
         Ok(())
     }
 
-    /// Takes the ring away from a domain that has every page. It must not fault meanwhile, so it stands still; but vCPUs that queue
-    /// for a slot of the ring have to run to leave it.
-    fn detach(&mut self) -> Result<(), XenError> {
-        let deadline = Instant::now() + DETACH_PATIENCE;
-        loop {
-            self.domain.pause()?;
-            let detached = self.detach_paused();
-            self.domain.unpause()?;
-            match detached {
-                Err(XenError::Queued { .. }) if Instant::now() < deadline => std::thread::sleep(DETACH_PAUSE),
-                detached => return detached,
-            }
+    /// Takes the ring away from a domain that has every page, once nobody uses it any more; true when that is done.
+    ///
+    /// vCPUs that queue within Xen for a slot have to run to leave the queue, and Xen frees the ring also under one that is about
+    /// to: so the domain is paused only when nothing has come for a while, and not before.
+    fn detach(&mut self, leaving: Leaving) -> Result<bool, XenError> {
+        if !self.requests.is_empty() || leaving.quiet.elapsed() < self.quiet {
+            return Ok(false);
         }
+        self.domain.pause()?;
+        let detached = if self.ring.back.has_requests(&self.ring.page) {
+            Ok(false)
+        } else {
+            match self.domain.disable_paging() {
+                Ok(()) => Ok(true),
+                Err(XenError::Queued { .. }) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        self.domain.unpause()?;
+        detached
     }
 
-    fn detach_paused(&mut self) -> Result<(), XenError> {
-        // What was asked for before the last page came is there now.
-        self.drain(&mut Vec::new())?;
-        for request in self.requests.take_all() {
-            self.answer(&request)?;
-        }
-        self.notify()?;
-        self.domain.disable_paging()
+    /// One step of the way out. The guest is complete: whatever goes wrong here does not hurt it.
+    fn leave(&mut self, leaving: Leaving, came: bool) {
+        let leaving = if came { Leaving { quiet: Instant::now(), ..leaving } } else { leaving };
+        self.phase = match self.detach(leaving) {
+            Ok(true) => Phase::Closed,
+            Ok(false) if leaving.since.elapsed() < DETACH_PATIENCE => Phase::Leaving(leaving),
+            Ok(false) => {
+                tracing::warn!(
+                    domain = self.domain.id(),
+                    "its paging ring stays enabled, without a use: it is in use still"
+                );
+                Phase::Closed
+            }
+            Err(XenError::Gone { .. }) => Phase::Closed,
+            Err(error) => {
+                tracing::warn!("the paging ring stays enabled, without a use: {}", descriptor::Report(&error));
+                Phase::Closed
+            }
+        };
     }
 }
 
@@ -288,10 +323,15 @@ impl FaultPort for XenPort {
     }
 
     fn read_events(&mut self, events: &mut Vec<Event>) -> Result<(), PortError> {
-        if self.phase == Phase::Serving
+        events.append(&mut self.early);
+        let before = events.len();
+        if self.phase != Phase::Closed
             && let Err(error) = self.drain(events)
         {
             self.close_if_gone(error)?;
+        }
+        if let Phase::Leaving(leaving) = self.phase {
+            self.leave(leaving, events.len() > before);
         }
         if self.phase == Phase::Closed {
             events.push(Event::Closed);
@@ -321,10 +361,8 @@ impl FaultPort for XenPort {
     }
 
     fn complete(&mut self) -> Result<(), PortError> {
-        if let Err(error) = self.detach() {
-            self.close_if_gone(error)?;
-        }
-        self.phase = Phase::Closed;
+        let now = Instant::now();
+        self.phase = Phase::Leaving(Leaving { since: now, quiet: now });
         Ok(())
     }
 

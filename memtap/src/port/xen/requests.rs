@@ -81,9 +81,9 @@ impl Requests {
         Some((answered.into_iter().map(|held| held.request).collect(), busy))
     }
 
-    /// Everything that is to be answered.
-    pub(super) fn take_all(&mut self) -> Vec<Request> {
-        self.held.drain(..).map(|held| held.request).collect()
+    /// True when everything is answered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
     }
 }
 
@@ -125,7 +125,9 @@ mod tests {
         requests.filled(FrameRange::single(Gfn::new(7)), BUSY);
         let (answered, _) = requests.resume(Gfn::new(7), Waiter(0), &mut counters).unwrap();
         assert_eq!(answered, [asked, asked]);
-        assert_eq!(requests.take_all(), [other]);
+        assert!(!requests.is_empty());
+        assert_eq!(requests.resume(Gfn::new(7), Waiter(1), &mut counters).unwrap().0, [other]);
+        assert!(requests.is_empty());
         assert_eq!(counters.duplicates, 2);
     }
 
@@ -142,7 +144,7 @@ mod tests {
             assert_eq!(dropped, Taken { event: discard, answer: true });
         }
         assert_eq!(requests.resume(Gfn::new(7), FOREIGN, &mut counters), None);
-        assert!(requests.take_all().is_empty());
+        assert!(requests.is_empty());
         assert_eq!((counters.foreign, counters.dropped), (1, 2));
     }
 }

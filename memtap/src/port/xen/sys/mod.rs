@@ -7,9 +7,11 @@
 pub(super) mod abi;
 mod event_channel;
 mod hypercalls;
+mod lock;
 mod mapping;
 mod page;
 
 pub(super) use event_channel::EventChannel;
 pub(super) use hypercalls::{Hypercalls, PREP_PAGES, PagingCall};
+pub(super) use lock::lock_byte;
 pub(super) use page::ForeignPage;
