@@ -13,7 +13,7 @@ figure() { echo "## figure $1 $2"; }
 fail() {
     {
         xl list
-        tail -n 12 /tmp/*.log $consoles/*.log
+        tail -n 12 /tmp/*.log /tmp/snowflock-0/*/*.log /tmp/snowflock-0/*/*/*.log $consoles/*.log 2>/dev/null
         echo "## FAILED @$(now) $*"
     } >&2
     exit 1

@@ -16,8 +16,12 @@ small web
 
 # Before anything of their memory is checked, so that most of it must still come.
 [ "$(processes 'memtap xen' | wc -l)" -eq 2 ] || fail "not two pagers"
-note "the page server and one pager are killed"
-kill -9 "$(processes 'memserver serve')" "$(processes 'memtap xen*clone-1')" || fail "kill"
+note "the page server is killed, then a pager"
+kill -9 "$(processes 'memserver serve')" || fail "kill"
+within 60 "another page server" grep -q 'memserver died, starting it again' fork.log
+pager=$(processes 'memtap xen*clone-1')
+kill -9 "$pager" || fail "kill"
+within 60 "another memtap" grep -q 'web-1: its memtap was killed' fork.log
 checked web-1
 checked web-2
 ok "clones outlived their page server and a pager"
