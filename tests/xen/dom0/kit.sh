@@ -19,15 +19,18 @@ fail() {
     exit 1
 }
 
-# within SECONDS WHAT COMMAND...: tries the command until it succeeds
+# within SECONDS WHAT COMMAND...: tries the command until it succeeds; rarely, since all share one slow processor
+interval=0.5
 within() {
-    local until what
-    until=$(($(cut -d. -f1 /proc/uptime) + $1))
+    local until what up
+    read -r up _ </proc/uptime
+    until=$((${up%.*} + $1))
     what=$2
     shift 2
     until "$@" >/dev/null 2>&1; do
-        [ "$(cut -d. -f1 /proc/uptime)" -lt "$until" ] || fail "$what: not in time"
-        usleep 20000
+        read -r up _ </proc/uptime
+        [ "${up%.*}" -lt "$until" ] || fail "$what: not in time"
+        sleep "$interval"
     done
 }
 
@@ -47,7 +50,7 @@ send() { printf '%s' "$2" >"$(xenstore-read "/local/domain/$(xl domid "$1")/cons
 has_begun() { [ -s "$(console "$1")" ]; }
 # began_after NAME: milliseconds from memtap letting the domain go to the first line on its console, which is waited for
 began_after() {
-    local begun released
+    local begun released interval=0.02
     within 200 "$1 says something" has_begun "$1"
     begun=$(date +%s.%N)
     within 5 "memtap's log of $1" grep -q 'domain runs' "/tmp/$1.log"
