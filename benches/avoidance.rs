@@ -20,8 +20,8 @@ use bench_kit::guest::{Capture, Clone, Lab, Work};
 use bench_kit::roles::{self, PageServer};
 use bench_kit::{Args, median, rounded};
 use descriptor::image::{ImageIndex, ImageReader};
-use descriptor::introspect::Surveyor;
-use descriptor::{Descriptor, FrameSet};
+use descriptor::introspect::{Class, Surveyor};
+use descriptor::{Descriptor, FrameRange, FrameSet};
 use serde_json::{Map, Value, json};
 
 /// The memory of the machine.
@@ -51,7 +51,7 @@ fn bench(args: &Args) -> anyhow::Result<Value> {
     );
     let server = PageServer::start(&capture.index, "tcp://127.0.0.1:0", &[])?;
     let folder = tempfile::tempdir()?;
-    let descriptors = Descriptors::write(&capture.descriptor, folder.path())?;
+    let descriptors = Descriptors::write(&capture.descriptor, introspection.kernel.clone(), folder.path())?;
     let rounds = args.pick(5, 15);
 
     // A sibling of which the others' working set is.
@@ -142,10 +142,23 @@ enum Mode {
     WorkingSet,
     /// The same, and the guest goes on once that is there.
     Waiting,
+    /// Without a sibling: the kernel's text and data and all page tables are fetched first.
+    Kernel,
+    /// Without a sibling: what lies around each fault is fetched, 64 KiB.
+    Around,
 }
 
 impl Mode {
-    const ALL: [Mode; 6] = [Mode::Demand, Mode::Zero, Mode::Free, Mode::Ahead, Mode::WorkingSet, Mode::Waiting];
+    const ALL: [Mode; 8] = [
+        Mode::Demand,
+        Mode::Zero,
+        Mode::Free,
+        Mode::Ahead,
+        Mode::WorkingSet,
+        Mode::Waiting,
+        Mode::Kernel,
+        Mode::Around,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -155,6 +168,8 @@ impl Mode {
             Mode::Ahead => "ahead",
             Mode::WorkingSet => "workingset",
             Mode::Waiting => "waiting",
+            Mode::Kernel => "kernel",
+            Mode::Around => "around",
         }
     }
 
@@ -162,14 +177,16 @@ impl Mode {
         match self {
             Mode::Demand => &descriptors.plain,
             Mode::Zero => &descriptors.zero,
-            Mode::Free | Mode::Ahead | Mode::WorkingSet | Mode::Waiting => &descriptors.free,
+            Mode::Free | Mode::Ahead | Mode::WorkingSet | Mode::Waiting | Mode::Around => &descriptors.free,
+            Mode::Kernel => &descriptors.kernel,
         }
     }
 
     fn options(self) -> &'static [&'static str] {
         match self {
             Mode::Demand | Mode::Zero | Mode::Free => &["--prefetch", "off", "--working-set", "off"],
-            Mode::Ahead => &["--working-set", "off"],
+            Mode::Ahead | Mode::Kernel => &["--working-set", "off"],
+            Mode::Around => &["--working-set", "off", "--prefetch", "around:16"],
             Mode::WorkingSet => &["--working-set", "auto"],
             Mode::Waiting => &["--working-set", "wait"],
         }
@@ -181,20 +198,22 @@ struct Descriptors {
     plain: PathBuf,
     zero: PathBuf,
     free: PathBuf,
+    kernel: PathBuf,
 }
 
 impl Descriptors {
-    fn write(captured: &Path, folder: &Path) -> anyhow::Result<Self> {
+    fn write(captured: &Path, kernel: Vec<FrameRange>, folder: &Path) -> anyhow::Result<Self> {
         let free = Descriptor::read(captured)?;
         let none = FrameSet::empty(free.memory.universe());
         let zero = Descriptor { free: none.clone(), ..free.clone() };
         let plain = Descriptor { zero: none, ..zero.clone() };
-        let paths = ["plain", "zero", "free"].map(|name| folder.join(name).with_extension("snow"));
-        for (path, descriptor) in paths.iter().zip([&plain, &zero, &free]) {
+        let kernel = Descriptor { prefetch: kernel, ..free.clone() };
+        let paths = ["plain", "zero", "free", "kernel"].map(|name| folder.join(name).with_extension("snow"));
+        for (path, descriptor) in paths.iter().zip([&plain, &zero, &free, &kernel]) {
             descriptor.write(path)?;
         }
-        let [plain, zero, free] = paths;
-        Ok(Self { plain, zero, free })
+        let [plain, zero, free, kernel] = paths;
+        Ok(Self { plain, zero, free, kernel })
     }
 }
 
@@ -233,6 +252,8 @@ impl Samples {
 struct Introspected {
     ms_per_gib: f64,
     data_mib: u64,
+    /// The kernel's text and data, and the page tables.
+    kernel: Vec<FrameRange>,
 }
 
 impl Introspected {
@@ -251,8 +272,10 @@ impl Introspected {
             surveyor.introspect(&image, descriptor.identity.hypervisor).context("the guest's free pages")?;
             times.push((processor_time()? - before).as_secs_f64() * 1e3);
         }
+        let found = surveyor.introspect(&image, descriptor.identity.hypervisor).context("the guest's classes")?;
+        let kernel = found.order_of(&[Class::KernelImage, Class::PageTable]);
         // There is something to look at for every frame, zero or not.
-        Ok(Self { ms_per_gib: median(&mut times) * 1024.0 / MIB as f64, data_mib: data.count().bytes() >> 20 })
+        Ok(Self { kernel, ms_per_gib: median(&mut times) * 1024.0 / MIB as f64, data_mib: data.count().bytes() >> 20 })
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use descriptor::image::{ImageError, ImageIndex, ImageReader};
-use descriptor::introspect::{Avoid, Surveyor};
+use descriptor::introspect::{Insight, Surveyor};
 use descriptor::{Descriptor, FrameSet, PAGE_SIZE, PageCount};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -26,8 +26,8 @@ pub(crate) struct Making<'a> {
     pub(crate) name: &'a Path,
     /// How it was captured, for people.
     pub(crate) method: &'static str,
-    /// Which pages clones need not fetch.
-    pub(crate) avoid: Avoid,
+    /// What of the guest's memory is to be told.
+    pub(crate) insight: &'a Insight,
     /// Whether the result is printed as JSON.
     pub(crate) json: bool,
     /// What is said of the parent where no pause is known, such as `did not run`.
@@ -80,7 +80,7 @@ impl Making<'_> {
         let made = import(folder, &mut scan)?;
         self.go_on()?;
         bar.set_message("looking for free pages");
-        let (descriptor, index, avoidance) = surveyor.avoid(self.avoid, made, folder)?;
+        let (descriptor, index, avoidance) = surveyor.avoid(self.insight, made, folder)?;
         self.go_on()?;
         bar.finish_and_clear();
 

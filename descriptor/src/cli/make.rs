@@ -10,7 +10,7 @@ use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
 use crate::file::FileKind;
 use crate::image::{ImageError, ImageIndex, ImageReader};
 use crate::import::raw::{self, RawImage, RawRegion};
-use crate::introspect::{Avoid, Surveyor};
+use crate::introspect::{Insight, Surveyor};
 use crate::{Descriptor, Endpoint, FrameSet, ImageId};
 
 #[derive(Debug, Subcommand)]
@@ -49,10 +49,8 @@ pub(super) struct Target {
     /// Write NAME.snow and NAME.snowidx
     #[arg(short, long, value_name = "NAME")]
     pub(super) output: PathBuf,
-    /// Which pages clones need not fetch besides zero ones: auto (those that the guest's kernel holds free, where it is a Linux
-    /// whose tables agree), off (none)
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(super) avoid: Avoid,
+    #[command(flatten)]
+    pub(super) insight: Insight,
     /// Replace files that exist
     #[arg(long)]
     pub(super) force: bool,
@@ -130,7 +128,7 @@ impl Target {
     /// Looks for free pages as far as that is wanted, writes both files and says what they hold.
     pub(super) fn finish(&self, made: (Descriptor, ImageIndex), work: Work) -> Result<Outcome, CliError> {
         let begin = Instant::now();
-        let (descriptor, index, avoidance) = work.surveyor.avoid(self.avoid, made, self.folder())?;
+        let (descriptor, index, avoidance) = work.surveyor.avoid(&self.insight, made, self.folder())?;
         let introspect = begin.elapsed();
         let begin = Instant::now();
         let [descriptor_path, index_path] =

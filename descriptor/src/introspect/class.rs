@@ -1,11 +1,13 @@
 //! What frames are used for, as far as their `struct page` tells.
 
+use clap::ValueEnum;
+
 use super::Refusal;
 use super::note::Note;
 use super::page_array::PageStruct;
 
 /// What a frame is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 #[repr(u8)]
 pub enum Class {
     /// Not known to the guest's kernel as memory: firmware, holes.

@@ -34,7 +34,7 @@ pub use class::Class;
 pub use error::Refusal;
 pub use note::is_note;
 pub use physical::{Bank, Physical};
-pub use surveyor::{Avoid, Avoidance, Surveyor};
+pub use surveyor::{Avoid, Avoidance, Insight, Surveyor};
 
 use buddy::{Found, FreeBlocks};
 use class::Classifier;
@@ -71,6 +71,26 @@ impl Introspection {
     /// The class of each frame, by bank.
     pub fn classes(&self) -> impl Iterator<Item = (FrameRange, &[Class])> {
         self.classes.iter().map(|(frames, classes)| (*frames, classes.as_slice()))
+    }
+
+    /// The frames of these classes as runs, one class after the other: an order in which they may be fetched ahead.
+    pub fn order_of(&self, classes: &[Class]) -> Vec<FrameRange> {
+        let mut runs: Vec<FrameRange> = Vec::new();
+        for wanted in classes {
+            let first = runs.len();
+            for (frames, classes) in self.classes() {
+                let of_class = frames.frames().zip(classes).filter(|(_, class)| *class == wanted);
+                for (gfn, _) in of_class {
+                    match runs.get_mut(first..).and_then(<[FrameRange]>::last_mut) {
+                        Some(last) if last.end() == gfn => {
+                            *last = FrameRange::between(last.start(), gfn + PageCount::ONE)
+                        }
+                        _ => runs.push(FrameRange::single(gfn)),
+                    }
+                }
+            }
+        }
+        runs
     }
 
     /// How many frames there are of each class, in the order of [`Class::ALL`].

@@ -1,12 +1,12 @@
 use std::fmt;
 use std::path::Path;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
-use super::{Fill, Introspection, Physical, Refusal, banks, introspect, vcpus};
+use super::{Class, Fill, Introspection, Physical, Refusal, banks, introspect, vcpus};
 use crate::image::{ImageError, ImageIndex, ImageReader, Survey, survey};
 use crate::vm::Hypervisor;
-use crate::{Descriptor, FrameSet, Gfn, PageCount, Report};
+use crate::{Descriptor, FrameRange, FrameSet, Gfn, PageCount, Report};
 
 /// Looks at every page of an image once: for zero pages while it is imported, for the notes of its guest's kernel meanwhile,
 /// and at the pages that no importer asked for when the guest is introspected.
@@ -87,19 +87,33 @@ pub enum Avoid {
     Off,
 }
 
+/// What a descriptor is to say of what a guest uses its memory for.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Insight {
+    /// Which pages clones need not fetch besides zero ones: auto (those that the guest's kernel holds free, where it is a Linux
+    /// whose tables agree), off (none)
+    #[arg(long, value_enum, default_value = "auto")]
+    pub avoid: Avoid,
+    /// What clones are to fetch ahead of need, one class after the other, where the guest's tables can be read: such as
+    /// kernel-image,page-table. Clones that are told what siblings needed fetch that first
+    #[arg(long, value_name = "CLASS,...", value_enum, value_delimiter = ',', hide_possible_values = true)]
+    pub ahead: Vec<Class>,
+}
+
 impl Surveyor {
-    /// Enters the guest's free frames into a descriptor that was just made, where they are wanted and its memory is believed.
-    /// `folder` is where the relative paths of `index` count from.
+    /// Enters what is wanted of the guest's free frames, and of what is best fetched ahead, into a descriptor that was just made,
+    /// where its memory is believed. `folder` is where the relative paths of `index` count from.
     ///
     /// # Errors
     /// When the image's files cannot be opened.
     pub fn avoid(
         mut self,
-        avoid: Avoid,
+        insight: &Insight,
         (mut descriptor, index): (Descriptor, ImageIndex),
         folder: &Path,
     ) -> Result<(Descriptor, ImageIndex, Avoidance), ImageError> {
-        if avoid == Avoid::Off {
+        let Insight { avoid, ahead } = insight;
+        if *avoid == Avoid::Off && ahead.is_empty() {
             return Ok((descriptor, index, Avoidance::Off));
         }
         let image = ImageReader::new(index, folder)?;
@@ -107,7 +121,13 @@ impl Surveyor {
             self.page_tables = tables;
             self.introspect(&image, descriptor.identity.hypervisor)
         });
+        if let Ok(introspection) = &found {
+            // A ROM, which hypervisors bring along, is none of the guest's memory.
+            let known = |run: &FrameRange| descriptor.memory.covers(*run);
+            descriptor.prefetch = introspection.order_of(ahead).into_iter().filter(known).collect();
+        }
         let avoidance = match found {
+            Ok(_) if *avoid == Avoid::Off => Avoidance::Off,
             Ok(introspection) => match introspection.fill {
                 Fill::Zero => {
                     descriptor.free = introspection.free.clone();

@@ -49,8 +49,9 @@ pub struct CloneOptions {
     /// Fetch what no fault asks for: not at all, as fast as possible, or so many pages a second.
     #[arg(long, value_name = "off|now|PAGES/s", default_value = "off", value_parser = hydrate)]
     pub hydrate: Hydrate,
-    /// Fetch ahead of faults: by what their order shows, not at all, or so many pages after each.
-    #[arg(long, value_name = "auto|off|PAGES", default_value = "auto", value_parser = prefetch)]
+    /// Fetch ahead of faults: by what their order shows, not at all, so many pages after each, or the aligned block of so many
+    /// pages around each.
+    #[arg(long, value_name = "auto|off|PAGES|around:PAGES", default_value = "auto", value_parser = prefetch)]
     pub prefetch: Prefetch,
     /// What to do with working sets, where the server keeps them: tell it what this guest needs, and fetch first what its siblings
     /// needed.
@@ -248,10 +249,15 @@ fn prefetch(text: &str) -> Result<Prefetch, String> {
     match text {
         "auto" => Ok(Prefetch::Adaptive { max: PagerConfig::PREFETCH_MAX }),
         "off" => Ok(Prefetch::Off),
-        _ => match text.parse::<u64>() {
-            Ok(pages) if pages <= 1 << 20 => Ok(Prefetch::Fixed(PageCount::new(pages))),
-            _ => Err(format!("{text:?} is neither auto, off, nor a number of pages up to 1048576")),
-        },
+        _ => {
+            let (around, number) = text.strip_prefix("around:").map_or((false, text), |number| (true, number));
+            match number.parse::<u64>().map(PageCount::new) {
+                Ok(pages) if pages.get() > 1 << 20 => Err(format!("{text:?} is more than 1048576 pages")),
+                Ok(pages) if around => Ok(Prefetch::Around(pages)),
+                Ok(pages) => Ok(Prefetch::Fixed(pages)),
+                Err(_) => Err(format!("{text:?} is neither auto, off, a number of pages, nor around:PAGES")),
+            }
+        }
     }
 }
 
@@ -279,6 +285,7 @@ mod tests {
         assert_eq!(hydrate("1000/s"), Ok(Hydrate::Rate(NonZeroU64::new(1000).unwrap())));
         assert!(hydrate("0").is_err());
         assert_eq!(prefetch("8"), Ok(Prefetch::Fixed(PageCount::new(8))));
-        assert!(prefetch("some").is_err());
+        assert_eq!(prefetch("around:16"), Ok(Prefetch::Around(PageCount::new(16))));
+        assert!(prefetch("some").is_err() && prefetch("around:").is_err());
     }
 }

@@ -52,6 +52,8 @@ pub enum Prefetch {
     },
     /// This many pages after each fault.
     Fixed(PageCount),
+    /// The aligned block of this many pages around each fault.
+    Around(PageCount),
 }
 
 /// How to fetch what no fault has asked for.

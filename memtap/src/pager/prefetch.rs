@@ -66,6 +66,12 @@ impl Streams {
                 self.used = (count > 0).then_some(Ahead { start: position + 1, stride: 1, count });
                 return self.used;
             }
+            Prefetch::Around(pages) => {
+                let count = (pages.get() / self.granule).max(1);
+                let start = position - position.rem_euclid(count as i64);
+                self.used = (count > 1).then_some(Ahead { start, stride: 1, count });
+                return self.used;
+            }
             Prefetch::Adaptive { max } => max.get() / self.granule,
         };
         if max == 0 {
@@ -261,6 +267,8 @@ mod tests {
     fn fixed_and_off() {
         let mut fixed = Streams::new(Prefetch::Fixed(PageCount::new(8)), 1);
         assert_eq!(fixed.fault(10), Some(Ahead { start: 11, stride: 1, count: 8 }));
+        let mut around = Streams::new(Prefetch::Around(PageCount::new(16)), 1);
+        assert_eq!(around.fault(37), Some(Ahead { start: 32, stride: 1, count: 16 }));
         assert_eq!(Streams::new(Prefetch::Off, 1).fault(10), None);
     }
 }

@@ -275,6 +275,26 @@ mod tests {
     }
 
     #[test]
+    fn classes_make_an_order() {
+        let found = memory().introspect().unwrap();
+        let order = found.order_of(&[Class::PageArray, Class::KernelImage]);
+        let runs: Vec<(u64, u64)> = order.iter().map(|run| (run.start().index(), run.count().get())).collect();
+        let of_class = |class: Class| found.counts()[class as usize].get();
+        let first: u64 = runs
+            .iter()
+            .scan(0, |sum, (_, count)| {
+                *sum += count;
+                Some(*sum)
+            })
+            .find(|sum| *sum >= of_class(Class::PageArray))
+            .unwrap();
+        assert_eq!(first, of_class(Class::PageArray), "one class is through before the next begins: {runs:?}");
+        assert_eq!(runs.iter().map(|(_, count)| count).sum::<u64>(), first + of_class(Class::KernelImage));
+        assert_eq!(found.order_of(&Class::ALL).iter().map(|run| run.count().get()).sum::<u64>(), FRAMES);
+        assert!(found.order_of(&[]).is_empty());
+    }
+
+    #[test]
     fn pages_have_classes() {
         let mut memory = memory();
         let kernel_pointer = 0xffff_8880_0000_1000;

@@ -177,7 +177,8 @@ fn begin(u: &mut Unstructured<'_>) -> Result<(PagerConfig, Model)> {
     let config = PagerConfig {
         order: ranges(u, 4)?,
         port: PortTraits { granule: PageCount::new(granule), needs_zeros: u.arbitrary()? },
-        prefetch: match u.int_in_range(0..=2)? {
+        prefetch: match u.int_in_range(0..=3)? {
+            3 => Prefetch::Around(PageCount::new(u.int_in_range(0..=40)?)),
             0 => Prefetch::Off,
             1 => Prefetch::Fixed(PageCount::new(u.int_in_range(0..=40)?)),
             _ => Prefetch::Adaptive { max: PageCount::new(u.int_in_range(0..=600)?) },

@@ -67,7 +67,7 @@ pub(super) fn write(
     }
     let Captured { files, origin, method } = captured?;
     let origin = Origin { servers: servers.to_vec(), ..origin };
-    let (method, avoid, no_pause) = (method.name(), parent.avoid, "did not run");
-    let making = Making { name, method, avoid, json, no_pause, interrupt, details: Map::new() };
+    let (method, insight, no_pause) = (method.name(), &parent.insight, "did not run");
+    let making = Making { name, method, insight, json, no_pause, interrupt, details: Map::new() };
     making.finish(&bar, |folder, scan| Ok(import(&files, origin, folder, scan)?))
 }

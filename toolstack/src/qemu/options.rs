@@ -4,7 +4,7 @@ use std::str::FromStr;
 use clap::Args;
 use descriptor::Endpoint;
 use descriptor::import::qemu::capture::{DiskOverlay, Method, ParseMethodError};
-use descriptor::introspect::Avoid;
+use descriptor::introspect::Insight;
 
 use crate::clones::{self, ServeOptions};
 
@@ -101,10 +101,8 @@ pub(super) struct ParentOptions {
     /// Freeze this disk of the parent at the capture: it goes on writing to the new qcow2 file OVERLAY; may be repeated
     #[arg(long = "disk", value_name = "DEVICE=OVERLAY", value_parser = parse_disk)]
     pub(super) disks: Vec<Disk>,
-    /// Which pages clones need not fetch besides zero ones: auto (those that the guest's kernel holds free, where it is a Linux
-    /// whose tables agree), off (none)
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(super) avoid: Avoid,
+    #[command(flatten)]
+    pub(super) insight: Insight,
     /// Replace files of an earlier capture
     #[arg(long)]
     pub(super) force: bool,

@@ -82,7 +82,7 @@ pub(super) fn write(
     let details =
         Map::from_iter([("suspending_us".to_owned(), json!(suspending_us)), ("stream".to_owned(), json!(path))]);
     let no_pause = "stood still for a time that xl did not tell";
-    let making = Making { name, method, avoid: parent.avoid, json, no_pause, interrupt, details };
+    let making = Making { name, method, insight: &parent.insight, json, no_pause, interrupt, details };
     let finished = making.finish(&bar, |folder, scan| {
         let made = xen::import(&path, xen::read(&path)?, origin, folder, scan)?;
         if made.clocks < u64::from(made.vcpus) {

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use descriptor::Endpoint;
-use descriptor::introspect::Avoid;
+use descriptor::introspect::Insight;
 
 use crate::clones::{CommonOptions, ServeOptions};
 
@@ -120,10 +120,8 @@ pub(super) struct ParentOptions {
     /// How to capture
     #[arg(long, value_enum, default_value_t)]
     pub(super) method: Method,
-    /// Which pages clones need not fetch besides zero ones: auto (those that the guest's kernel holds free, where it is a Linux
-    /// whose tables agree), off (none)
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(super) avoid: Avoid,
+    #[command(flatten)]
+    pub(super) insight: Insight,
     /// Replace files of an earlier capture
     #[arg(long)]
     pub(super) force: bool,
