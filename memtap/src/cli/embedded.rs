@@ -147,7 +147,7 @@ fn result(report: &GuestReport, status: Option<&Status>, done: bool, elapsed: Du
         "mismatches": report.mismatches,
         "unchecked": report.unchecked,
         "fault_us": report.fault_us,
-        "pages_fetched": pager.demand_pages + pager.prefetch_pages + pager.hydrate_pages + pager.unasked_pages,
+        "pages_fetched": pager.demand_pages + pager.prefetch_pages + pager.order_pages + pager.hydrate_pages + pager.unasked_pages,
         "pages_avoided": pager.zeros_installed + blank.get(),
         "bytes_received": status.map_or(0, |status| status.source.bytes_received),
         "local": status.is_some_and(|status| status.source.local),

@@ -66,9 +66,10 @@ fn text(status: &Value) -> String {
         number(&pager["coalesced"])
     ));
     lines.push(format!(
-        "fetched    {} demand, {} prefetch, {} hydration, {} pushed pages, {} bytes over the socket",
+        "fetched    {} demand, {} prefetch, {} as siblings needed them, {} hydration, {} pushed pages, {} bytes over the socket",
         number(&pager["demand_pages"]),
         number(&pager["prefetch_pages"]),
+        number(&pager["order_pages"]),
         number(&pager["hydrate_pages"]),
         number(&pager["unasked_pages"]),
         number(&source["bytes_received"])
