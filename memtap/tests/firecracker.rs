@@ -29,9 +29,16 @@ fn pager(image: &Image, server: &Endpoint, more: &[&str]) -> (Child, PathBuf) {
     let socket = image.path("handshake");
     let mut command = memtap(&["uffd", "--socket", text(&socket), "--descriptor", text(&image.descriptor())]);
     let child = command.args(["--server", &server.to_string()]).args(more).spawn().unwrap();
-    until("the pager listens", || socket.exists());
+    until("the pager listens", || listens(&socket));
     assert_eq!(mode(&socket), 0o600);
     (child, socket)
+}
+
+/// Whether connections are taken, which they are a moment after the socket is there.
+fn listens(socket: &Path) -> bool {
+    const LISTENING: &str = "00010000";
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|line| line.ends_with(text(socket)) && line.split_whitespace().nth(3) == Some(LISTENING))
 }
 
 /// `memtap guest`, the VMM.
@@ -106,7 +113,7 @@ fn a_vmm_without_any_server_is_failed_by_policy() {
     let socket = image.path("handshake");
     let pager =
         memtap(&["uffd", "--socket", text(&socket), "--descriptor", text(&image.descriptor())]).spawn().unwrap();
-    until("the pager listens", || socket.exists());
+    until("the pager listens", || listens(&socket));
     let vmm = vmm(&image, &socket, &[]).spawn().unwrap();
     let (code, _, log) = finish(pager);
     assert_eq!(code, i32::from(exit_code::SETUP), "{log}");
