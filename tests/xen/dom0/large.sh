@@ -23,7 +23,7 @@ page_out=$(($(json clone.json prepare_us) / 1000))
 figure restore_ms_512 "$restore"
 figure page_out_ms_512 "$page_out"
 figure restore_and_page_out_ms_512 $((restore + page_out))
-figure page_out_us_per_page "$(json clone.json evict_us_per_page | cut -c 1-5)"
-figure fault_handler_us "$(json clone.json median | cut -c 1-5)"
+figure page_out_us_per_page "$(json clone.json evict_us_per_page | awk '{ printf "%.1f", $1 }')"
+figure fault_handler_us "$(json clone.json median | awk '{ printf "%.1f", $1 }')"
 xl unpause big
 checked big
