@@ -20,7 +20,6 @@ use bench_kit::roles::{self, PageServer};
 use bench_kit::{Args, AwakeProcessors, median, micros, pin, quantile, rounded};
 use descriptor::PAGE_SIZE;
 use descriptor::fetch::PageRun;
-use memtap::guest::Guest;
 use memtap::guest::embedded::{Backing, EmbeddedGuest};
 use memtap::pager::Hydrate;
 use memtap::port::{Event, FaultPort, Stop};
@@ -148,9 +147,9 @@ fn demand(image: &RandomImage, endpoint: &str, setting: Setting) -> anyhow::Resu
 /// The same guest with a handler that has every page at hand: what half of its faults take.
 fn bare_fault(image: &RandomImage, processor: usize) -> anyhow::Result<f64> {
     let descriptor = descriptor::Descriptor::read(&image.descriptor_path)?;
-    let (guest, mut port, mut handle) = EmbeddedGuest::new(&descriptor.memory, Backing::Anon)?;
+    let (guest, mut port, handle) = EmbeddedGuest::new(&descriptor.memory, Backing::Anon)?;
     let work = clone::guest_plan("random,touches=20%,writes=0%,discards=0%", image)?;
-    handle.ready();
+    handle.open();
     std::thread::scope(|scope| {
         let handler = scope.spawn(|| -> anyhow::Result<()> {
             pin(processor)?;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use descriptor::memory::{MemoryMap, PageSize, Region, RegionKind};
 use descriptor::{FrameRange, FrameSet, Gfn, PageCount};
-use memtap::guest::Guest;
 use memtap::guest::embedded::{Backing, EmbeddedGuest, GuestPlan, Workload};
 use memtap::port::{Event, FaultPort};
 
@@ -24,7 +23,7 @@ fn nobody_is_left_waiting_when_paging_ends() {
     let region = Region { name: "ram".into(), frames, kind: RegionKind::Ram, page_size: PageSize::Base };
     let map = MemoryMap::new(vec![region]).unwrap();
     for round in 0..ROUNDS {
-        let (guest, mut port, mut handle) = EmbeddedGuest::new(&map, Backing::Anon).unwrap();
+        let (guest, mut port, handle) = EmbeddedGuest::new(&map, Backing::Anon).unwrap();
         // A thread that hangs would keep a scope from ending; what it holds is leaked with the failed test.
         let guest: &'static EmbeddedGuest = Box::leak(Box::new(guest));
         let workload: Workload = format!("random,touches=20%,writes=50%,discards=2%,seed={round}").parse().unwrap();
@@ -32,7 +31,7 @@ fn nobody_is_left_waiting_when_paging_ends() {
         let plan = GuestPlan { workload, threads: 4, image: None, free, announce: None, epoch: Instant::now() };
         let (sender, done) = channel();
         std::thread::spawn(move || sender.send(guest.work(&plan).map(|report| report.touches)));
-        handle.ready();
+        handle.open();
         let moment = Instant::now() + Duration::from_micros(round * 37 % 500);
         let mut events = Vec::new();
         while Instant::now() < moment {

@@ -73,7 +73,9 @@ impl Guest for NotedGuest {
         None
     }
 
-    fn ready(&mut self) {}
+    fn ready(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
 
     fn pause(&mut self) -> Result<(), GuestError> {
         Ok(())

@@ -10,7 +10,6 @@ use super::embedded::GuestOptions;
 use super::options::print_json;
 use crate::admin;
 use crate::engine::exit_code;
-use crate::guest::Guest;
 use crate::guest::embedded::{Announce, EmbeddedGuest};
 use crate::port::firecracker::hand_over;
 
@@ -36,10 +35,10 @@ pub(super) struct GuestArgs {
 pub(super) fn run(arguments: &GuestArgs, epoch: Instant) -> Result<u8, CliError> {
     let descriptor = Descriptor::read(&arguments.descriptor)?;
     let plan = arguments.guest.plan(descriptor.free.clone(), arguments.admin.clone().map(announce), epoch)?;
-    let (guest, port, mut life) = EmbeddedGuest::new(&descriptor.memory, arguments.guest.backing)?;
+    let (guest, port, life) = EmbeddedGuest::new(&descriptor.memory, arguments.guest.backing)?;
     let connection = hand_over(&arguments.socket, &port, &descriptor.memory)
         .map_err(|error| CliError::Start("cannot hand the memory over", error))?;
-    life.ready();
+    life.open();
     let report = guest.work(&plan)?;
     print_json(&json!({
         "verified": report.verified,

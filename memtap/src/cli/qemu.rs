@@ -199,7 +199,9 @@ impl Guest for UnknownGuest {
         None
     }
 
-    fn ready(&mut self) {}
+    fn ready(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
 
     fn pause(&mut self) -> Result<(), GuestError> {
         Err(Self::unknown("stopping"))

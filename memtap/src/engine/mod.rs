@@ -245,7 +245,7 @@ impl Engine {
                 Output::DropStaged { range } => self.desk.staging.drop(range),
                 Output::Resume { gfn, waiter } => self.desk.port.resume(gfn, waiter)?,
                 Output::Ready => {
-                    self.desk.guest.ready();
+                    self.desk.guest.ready()?;
                     self.desk.status.ready_us = Some(self.desk.now().as_micros() as u64);
                 }
                 Output::Complete => {

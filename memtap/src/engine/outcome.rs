@@ -2,6 +2,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::guest::GuestError;
 use crate::pager::Failure;
 use crate::port::PortError;
 use crate::source::SourceError;
@@ -38,6 +39,9 @@ pub enum EngineError {
     /// No server will serve the image.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The guest has what it needs and cannot be let go.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
     /// The pager's core gave up.
     #[error(transparent)]
     Pager(#[from] Failure),
@@ -97,7 +101,9 @@ impl Outcome {
 impl EngineError {
     fn exit_code(&self) -> u8 {
         match self {
-            EngineError::Port(_) | EngineError::Wait(_) | EngineError::Panicked => exit_code::PORT,
+            EngineError::Port(_) | EngineError::Guest(_) | EngineError::Wait(_) | EngineError::Panicked => {
+                exit_code::PORT
+            }
             EngineError::Source(_) => exit_code::REFUSED,
             EngineError::Pager(Failure::SourceGone { .. }) => exit_code::SOURCE_GONE,
             EngineError::Pager(_) => exit_code::PAGE,

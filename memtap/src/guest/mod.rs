@@ -31,7 +31,10 @@ pub trait Guest {
     fn watch(&self) -> Option<BorrowedFd<'_>>;
 
     /// Takes note that every page is there which the guest needs before its first instruction.
-    fn ready(&mut self);
+    ///
+    /// # Errors
+    /// When it cannot be let go; one that is gone is no error, as that is noticed anyway.
+    fn ready(&mut self) -> Result<(), GuestError>;
 
     /// Stops the guest so that it can be looked at, and perhaps go on one day.
     ///

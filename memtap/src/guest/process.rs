@@ -37,7 +37,9 @@ impl Guest for ProcessGuest {
     }
 
     /// A VMM that handed its memory over runs already, and faults on what it needs.
-    fn ready(&mut self) {}
+    fn ready(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
 
     fn pause(&mut self) -> Result<(), GuestError> {
         self.signal(Signal::STOP, "SIGSTOP")

@@ -68,13 +68,13 @@ impl Guest for XenGuest {
         Some(self.gone.as_fd())
     }
 
-    fn ready(&mut self) {
+    fn ready(&mut self) -> Result<(), GuestError> {
         if self.keep_paused {
             tracing::info!(
                 domain = self.domain.id(),
                 "the domain is ready, and stays paused until someone unpauses it"
             );
-            return;
+            return Ok(());
         }
         match self.domain.unpause() {
             Ok(()) if self.domain.is_paused() => {
@@ -84,9 +84,10 @@ impl Guest for XenGuest {
                 );
             }
             Ok(()) => tracing::info!(domain = self.domain.id(), "the domain runs"),
-            // When it is gone, that is about to be noticed.
-            Err(error) => tracing::error!("{}", descriptor::Report(&error)),
+            Err(error) if !self.domain.is_gone() => return Err(self.error("unpausing", error)),
+            Err(_) => {}
         }
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<(), GuestError> {

@@ -151,6 +151,14 @@ pub struct EmbeddedHandle {
     gate: Arc<Gate>,
 }
 
+impl EmbeddedHandle {
+    /// Lets the threads begin.
+    pub fn open(&self) {
+        *self.gate.ready.lock() = true;
+        self.gate.opened.notify_all();
+    }
+}
+
 /// What the guest's threads and its pager's engine share.
 struct Gate {
     ready: Mutex<bool>,
@@ -228,9 +236,9 @@ impl Guest for EmbeddedHandle {
         Some(self.gate.ended.as_fd())
     }
 
-    fn ready(&mut self) {
-        *self.gate.ready.lock() = true;
-        self.gate.opened.notify_all();
+    fn ready(&mut self) -> Result<(), GuestError> {
+        self.open();
+        Ok(())
     }
 
     /// Threads stop at their next step; those that wait for a page wait on.
