@@ -119,7 +119,9 @@ struct ServeArguments {
     /// Bytes in a multicast datagram, where the path's MTU is smaller than the interface's.
     #[arg(long, value_name = "BYTES", requires = "mcast", hide = true)]
     mcast_datagram: Option<u16>,
-    /// Tell clones what their siblings needed, and ask them what they need; it is kept in NAME.snowws beside the image.
+    /// Tell clones what their siblings needed, and ask them what they need; it is kept in NAME.snowws beside the image. What
+    /// they say is believed: whoever may connect (and has the ticket, where there is one) can make later clones fetch up to 1 GiB
+    /// that they do not need, or nothing ahead at all. Page contents are not concerned.
     #[arg(long, value_enum, default_value = "on")]
     working_sets: OnOff,
     /// Bring image files into memory at the start.

@@ -136,9 +136,10 @@ fn as_text(set: &Merged) -> String {
     let share = 100.0 * summary.common as f64 / set.frames().get().max(1) as f64;
     let always = set.entries().iter().filter(|entry| entry.needed == entry.asked).count();
     format!(
-        "image    {}, {}\nclones   {} told all that they needed\nneeded   {} in {} places, {always} of them by every clone that was asked\ncommon   {} ({share:.1} %), which the next clone fetches first",
+        "image    {}, {}\nclones   {} told what they needed, {} of them to the end\nneeded   {} in {} places, {always} of them by every clone that was asked\ncommon   {} ({share:.1} %), which the next clone fetches first",
         set.image(),
         mib(set.frames().get()),
+        summary.heard,
         summary.clones,
         mib(summary.frames),
         summary.entries,

@@ -208,7 +208,7 @@ fn a_set_is_shown_and_carried_to_another_server() {
     let first = place.clone(&server.endpoint, "auto");
     place.known(1);
     let (shown, what) = working_set(&["show", "--admin", &admin]);
-    assert!(shown && what.contains("1 told all that they needed"), "{what}");
+    assert!(shown && what.contains("1 told what they needed, 1 of them to the end"), "{what}");
     assert!(working_set(&["export", "--admin", &admin, "-o", &kept]).0);
     let (again, why) = working_set(&["export", "--admin", &admin, "-o", &kept]);
     assert!(!again && why.contains("--force"), "{why}");

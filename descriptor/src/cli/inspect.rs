@@ -201,7 +201,7 @@ fn show_working_set(set: &Merged) -> Shown {
     let size = |frames: u64| text::size(PageCount::new(frames).bytes());
     let text = show_facts(&[
         ("image", set.image().to_string()),
-        ("clones", format!("{} told what they needed", summary.clones)),
+        ("clones", format!("{} told what they needed, {} of them to the end", summary.heard, summary.clones)),
         ("needed", format!("{} in {} entries", size(summary.frames), summary.entries)),
         ("common", format!("{}, which the next clone fetches ahead", size(summary.common))),
     ]);

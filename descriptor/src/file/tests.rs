@@ -86,7 +86,7 @@ fn golden_index() {
 fn working_set() -> Merged {
     let entry = |start, count, needed, asked| Entry { range: range(start, count), needed, asked };
     let entries = vec![entry(0x120, 3, 2, 3), entry(0x20, 16, 16, 16), entry(0x40, 1, 1, 6)];
-    Merged::from_parts(ImageId::from_bytes([7; 16]), PageCount::new(0x1000), 300, entries).unwrap()
+    Merged::from_parts(ImageId::from_bytes([7; 16]), PageCount::new(0x1000), 311, 300, entries).unwrap()
 }
 
 #[test]
@@ -113,26 +113,27 @@ fn a_damaged_or_hostile_working_set_is_refused() {
     let hold = |error| FormatError::WorkingSet(error);
     let counts = |needed, asked| MergedError::Counts { range: range(0, 1), needed, asked };
     for (needed, expected) in [
-        (&[64, 1, 0, 17, 1, 1][..], hold(MergedError::Range(range(0, 17)))),
-        (&[64, 1, 0, 0, 1, 1], hold(MergedError::Range(range(0, 0)))),
-        (&[64, 1, 16, 9, 1, 1], hold(MergedError::Range(range(8, 9)))),
-        (&[8, 1, 0, 9, 1, 1], hold(MergedError::Range(range(0, 9)))),
-        (&[64, 1, 0, 2, 1, 1, 1, 2, 1, 1], hold(MergedError::Twice(range(1, 2)))),
-        (&[64, 1, 0, 1, 0, 1], hold(counts(0, 1))),
-        (&[64, 1, 0, 1, 2, 1], hold(counts(2, 1))),
-        (&[64, 1, 0, 1, 1, 17], hold(counts(1, 17))),
-        (&[0x80, 0x80, 0x80, 0x80, 0x40, 1], hold(MergedError::Universe(PageCount::new(1 << 34)))),
+        (&[64, 1, 1, 0, 17, 1, 1][..], hold(MergedError::Range(range(0, 17)))),
+        (&[64, 1, 1, 0, 0, 1, 1], hold(MergedError::Range(range(0, 0)))),
+        (&[64, 1, 1, 16, 9, 1, 1], hold(MergedError::Range(range(8, 9)))),
+        (&[8, 1, 1, 0, 9, 1, 1], hold(MergedError::Range(range(0, 9)))),
+        (&[64, 1, 1, 0, 2, 1, 1, 1, 2, 1, 1], hold(MergedError::Twice(range(1, 2)))),
+        (&[64, 1, 1, 0, 1, 0, 1], hold(counts(0, 1))),
+        (&[64, 1, 1, 0, 1, 2, 1], hold(counts(2, 1))),
+        (&[64, 1, 1, 0, 1, 1, 17], hold(counts(1, 17))),
+        (&[64, 1, 2], hold(MergedError::Clones { heard: 1, whole: 2 })),
+        (&[0x80, 0x80, 0x80, 0x80, 0x40, 1, 1], hold(MergedError::Universe(PageCount::new(1 << 34)))),
     ] {
         assert_eq!(forged(needed), expected, "{needed:?}");
     }
-    let text = forged(&[64, 1, 1, 1, 1, 1]).to_string();
+    let text = forged(&[64, 1, 1, 1, 1, 1, 1]).to_string();
     assert_eq!(
         text,
-        "section needed: an entry's distance at byte 2 is 18446744073709551615, which the format does not allow"
+        "section needed: an entry's distance at byte 3 is 18446744073709551615, which the format does not allow"
     );
     let many: Vec<u8> = (0..=Merged::MAX_ENTRIES).flat_map(|_| [0, 1, 1, 1]).collect();
-    let many = [&[0x80, 0x80, 0x80, 1, 1][..], &many].concat();
-    assert_eq!(forged(&many), hold(MergedError::TooMany(Merged::MAX_ENTRIES + 1)));
+    let many = [&[0x80, 0x80, 0x80, 1, 1, 1][..], &many].concat();
+    assert_eq!(forged(&many), hold(MergedError::TooMany));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::container::{Container, ContainerWriter};
 use super::section::Cursor;
 use super::{FileError, FileKind, FormatError, SectionKind, disk};
 use crate::leb128::{push_number, push_signed, signed};
-use crate::working_set::{Entry, Merged};
+use crate::working_set::{Entry, Merged, MergedError};
 use crate::{FrameRange, Gfn, ImageId, PageCount};
 
 impl Merged {
@@ -49,6 +49,7 @@ impl Merged {
 fn encode_needed(set: &Merged) -> Vec<u8> {
     let mut out = Vec::new();
     push_number(&mut out, set.frames().get());
+    push_number(&mut out, set.heard());
     push_number(&mut out, set.witnesses());
     let mut end = 0;
     for Entry { range, needed, asked } in set.entries() {
@@ -63,9 +64,14 @@ fn decode_needed(container: &Container<'_>, image: ImageId) -> Result<Merged, Fo
     let contents = container.required(SectionKind::NEEDED)?;
     let mut cursor = Cursor::new(SectionKind::NEEDED, &contents);
     let frames = PageCount::new(cursor.number("the number of frames")?);
-    let witnesses = cursor.number("the number of clones")?;
+    let heard = cursor.number("the number of clones")?;
+    let witnesses = cursor.number("the number of clones that told everything")?;
     let (mut entries, mut end) = (Vec::new(), Gfn::new(0));
     while !cursor.is_at_end() {
+        // A section of many more can be packed into a small file.
+        if entries.len() == Merged::MAX_ENTRIES {
+            return Err(MergedError::TooMany.into());
+        }
         let at = cursor.offset();
         let distance = signed(cursor.number("an entry's distance")?);
         let [count, needed, asked] = cursor.fixed("an entry")?;
@@ -75,5 +81,5 @@ fn decode_needed(container: &Container<'_>, image: ImageId) -> Result<Merged, Fo
         entries.push(Entry { range, needed, asked });
         end = range.end();
     }
-    Ok(Merged::from_parts(image, frames, witnesses, entries)?)
+    Ok(Merged::from_parts(image, frames, heard, witnesses, entries)?)
 }

@@ -12,6 +12,8 @@ use crate::{FrameRange, FrameSet, Gfn, ImageId, PageCount};
 pub struct Merged {
     image: ImageId,
     frames: PageCount,
+    /// Clones that told anything, whether they told everything or not.
+    heard: u64,
     witnesses: u64,
     /// Disjoint, in the order of need.
     entries: Vec<Entry>,
@@ -41,6 +43,9 @@ pub struct Witness {
 /// What is known, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
+    /// Clones that told something of what they needed.
+    #[serde(default)]
+    pub heard: u64,
     /// Clones whose whole record was taken.
     pub clones: u64,
     /// Entries, whether they are common or not.
@@ -59,8 +64,16 @@ pub enum MergedError {
     #[error("an image of {0} frames is larger than any")]
     Universe(PageCount),
     /// More entries than are kept.
-    #[error("there are {0} entries, more than {max}", max = Merged::MAX_ENTRIES)]
-    TooMany(usize),
+    #[error("there are more than {max} entries", max = Merged::MAX_ENTRIES)]
+    TooMany,
+    /// More clones that told everything than clones that told anything.
+    #[error("{whole} clones told everything, but only {heard} told anything")]
+    Clones {
+        /// Clones that told anything.
+        heard: u64,
+        /// Clones that told everything.
+        whole: u64,
+    },
     /// An entry that lies outside of the image, is empty, or crosses the bounds of a block.
     #[error("frames {0} are no entry: empty, beyond the image, or of two blocks of 16 frames")]
     Range(FrameRange),
@@ -88,7 +101,7 @@ impl Entry {
     pub const MAX_ASKED: u8 = 16;
 
     /// True when the next clone is to fetch it ahead: a quarter of the clones need it, and not a single one by chance, unless
-    /// there was no other.
+    /// no other could have said that it does not.
     pub fn is_common(&self) -> bool {
         self.needed * 4 >= self.asked && (self.needed >= 2 || self.asked == 1)
     }
@@ -127,6 +140,15 @@ impl Witness {
     fn is_asked(&self, entry: FrameRange) -> bool {
         self.followed.as_ref().is_none_or(|(order, seed)| order.asks(*seed, entry))
     }
+
+    /// True when nothing of an entry was in the order that it followed, so that it waits for the entry as soon as it needs it.
+    fn is_without(&self, entry: FrameRange) -> bool {
+        self.followed.as_ref().is_none_or(|(order, _)| order.frames().runs_in(entry).next().is_none())
+    }
+
+    fn needed(&self, entry: FrameRange) -> bool {
+        self.touched.runs_in(entry).next().is_some()
+    }
 }
 
 impl Merged {
@@ -139,16 +161,17 @@ impl Merged {
 
     /// Nothing of an image of `frames` frames.
     pub fn new(image: ImageId, frames: PageCount) -> Self {
-        Self { image, frames, witnesses: 0, entries: Vec::new() }
+        Self { image, frames, heard: 0, witnesses: 0, entries: Vec::new() }
     }
 
-    /// What stands in a file.
+    /// What stands in a file: `heard` clones told anything, and `witnesses` of them everything.
     ///
     /// # Errors
     /// When it does not fit together.
     pub fn from_parts(
         image: ImageId,
         frames: PageCount,
+        heard: u64,
         witnesses: u64,
         entries: Vec<Entry>,
     ) -> Result<Self, MergedError> {
@@ -156,7 +179,10 @@ impl Merged {
             return Err(MergedError::Universe(frames));
         }
         if entries.len() > Self::MAX_ENTRIES {
-            return Err(MergedError::TooMany(entries.len()));
+            return Err(MergedError::TooMany);
+        }
+        if heard < witnesses {
+            return Err(MergedError::Clones { heard, whole: witnesses });
         }
         let mut seen = FrameSet::empty(frames);
         for Entry { range, needed, asked } in entries.iter().copied() {
@@ -172,7 +198,7 @@ impl Merged {
                 return Err(MergedError::Counts { range, needed, asked });
             }
         }
-        Ok(Self { image, frames, witnesses, entries })
+        Ok(Self { image, frames, heard, witnesses, entries })
     }
 
     /// The image.
@@ -183,6 +209,11 @@ impl Merged {
     /// The frames of the image, one more than its highest.
     pub fn frames(&self) -> PageCount {
         self.frames
+    }
+
+    /// Clones that told anything of what they needed; some of them broke off, and some are still at it.
+    pub fn heard(&self) -> u64 {
+        self.heard
     }
 
     /// Clones whose whole record was taken.
@@ -199,6 +230,7 @@ impl Merged {
     pub fn summary(&self) -> Summary {
         let count = |entries: &mut dyn Iterator<Item = &Entry>| entries.map(|entry| entry.range.count().get()).sum();
         Summary {
+            heard: self.heard,
             clones: self.witnesses,
             entries: self.entries.len() as u64,
             frames: count(&mut self.entries.iter()),
@@ -230,6 +262,7 @@ impl Merged {
             None => 0,
             Some(last) => holding(&self.entries, last).map_or(self.entries.len(), |place| place + 1),
         };
+        let is_new = witness.touched.is_empty();
         let bounds = witness.touched.bounds();
         for range in ranges.iter().map(|range| range.intersection(bounds)) {
             let runs: Vec<FrameRange> = witness.touched.gaps_in(range).collect();
@@ -239,8 +272,7 @@ impl Merged {
                 let mut from = run.start();
                 for place in first.into_iter().chain(others.filter(|place| Some(*place) != first)) {
                     let entry = &mut self.entries[place];
-                    let first_time = witness.touched.runs_in(entry.range).next().is_none();
-                    if first_time && witness.is_asked(entry.range) {
+                    if !witness.needed(entry.range) && witness.is_asked(entry.range) {
                         entry.answer(true);
                     }
                     let start = entry.range.start().max(from);
@@ -252,8 +284,23 @@ impl Merged {
                 witness.last = Some(Gfn::new(run.end().index() - 1));
             }
         }
+        if is_new && !witness.touched.is_empty() {
+            self.heard = self.heard.saturating_add(1);
+            self.doubt(witness);
+        }
         self.insert(new);
         self.forget();
+    }
+
+    /// Takes note that what a clone alone needed so far was not the first need of another that was told nothing of it. Many
+    /// clones never come to an end that says more, and without this what the first of them needed by chance would stay common.
+    /// It is one doubt for an entry, whoever comes later, as the clone may need it still.
+    fn doubt(&mut self, witness: &Witness) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.asked == 1) {
+            if !witness.needed(entry.range) && witness.is_without(entry.range) {
+                entry.answer(false);
+            }
+        }
     }
 
     /// Takes note of a clone's end. `whole`: it has said everything, so that it did not need what it was asked about and did
@@ -263,20 +310,22 @@ impl Merged {
             return;
         }
         self.witnesses = self.witnesses.saturating_add(1);
+        // One that needed nothing is heard only now.
+        self.heard = self.heard.saturating_add(u64::from(witness.touched.is_empty()));
         for entry in &mut self.entries {
-            if witness.touched.runs_in(entry.range).next().is_none() && witness.is_asked(entry.range) {
+            if !witness.needed(entry.range) && witness.is_asked(entry.range) {
                 entry.answer(false);
             }
         }
         self.forget();
     }
 
-    /// Puts new entries into their places. One clone needs them, and those before it did not.
+    /// Puts new entries into their places. A clone that is heard needs them, and those heard before it did not.
     fn insert(&mut self, mut new: Vec<(usize, FrameRange)>) {
         if new.is_empty() {
             return;
         }
-        let asked = 1 + self.witnesses.min(Self::MAX_EARLIER) as u8;
+        let asked = 1 + self.heard.saturating_sub(1).min(Self::MAX_EARLIER) as u8;
         // Stable: what was needed in turn stays in turn.
         new.sort_by_key(|(place, _)| *place);
         let mut new = new.into_iter().peekable();

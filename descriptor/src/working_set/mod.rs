@@ -16,6 +16,14 @@
 //! was fetched ahead. Old answers fade, as counts are halved at a bound: what no clone needs any more is forgotten, and what
 //! clones begin to need is in the order after two or three of them.
 //!
+//! Many clones never say that this was all: they are killed, or cannot tell what they did not need. What they name counts as ever,
+//! and their silence on what only one other clone needed counts once, so that chance is told from need without their last word.
+//!
+//! What clones say is believed. Whoever may ask a server for an image, that is whoever has its ticket, can say what it likes in the
+//! names of as many clones as it likes, and so replace what is known within seconds: by nothing, or by up to
+//! [`Merged::MAX_ENTRIES`] entries (1 GiB) that nobody needs. It can waste what every later clone fetches in the background, which
+//! steps back behind what guests wait for. It cannot change what pages hold, nor learn anything that the ticket does not show it.
+//!
 //! Everything here is pure: who reports, and when, is told by the caller.
 
 mod merged;

@@ -56,7 +56,7 @@ fn one_sibling_is_enough_for_an_order() {
     let order = merged.order();
     assert_eq!(order.runs(), [range(100, 40), range(500, 3), range(2000, 1)], "one window, by place in memory");
     assert_eq!(merged.entries()[0].range, range(500, 3), "and by need in the set");
-    assert_eq!(merged.summary(), Summary { clones: 1, entries: 5, frames: 44, common: 44 });
+    assert_eq!(merged.summary(), Summary { heard: 1, clones: 1, entries: 5, frames: 44, common: 44 });
 }
 
 #[test]
@@ -153,6 +153,45 @@ fn a_clone_that_broke_off_or_declined() {
 }
 
 #[test]
+fn chance_is_told_from_need_where_every_clone_breaks_off() {
+    let (all, late) = (range(64, 40), range(1024, 8));
+    let chance = [range(3000, 4), range(3100, 4)];
+    // Forked at the same time, so that neither is told anything.
+    let mut merged = Merged::new(IMAGE, FRAMES);
+    let order = Arc::new(merged.order());
+    let mut clones = [1, 2].map(|seed| Witness::new(FRAMES, Arc::clone(&order), seed));
+    merged.touched(&mut clones[0], &[all, chance[0], late]);
+    merged.touched(&mut clones[1], &[all, chance[1]]);
+    merged.touched(&mut clones[1], &[late]);
+    clones.iter().for_each(|clone| merged.ended(clone, false));
+    assert_eq!((merged.heard(), merged.witnesses()), (2, 0));
+    assert_eq!(merged.order().frames().runs().collect::<Vec<_>>(), [all, late]);
+    // One after the other: the second follows what the first needed, and what it needs besides is chance.
+    let mut merged = Merged::new(IMAGE, FRAMES);
+    let mut first = Witness::new(FRAMES, Arc::new(merged.order()), 1);
+    merged.touched(&mut first, &[all]);
+    let mut second = Witness::new(FRAMES, Arc::new(merged.order()), 2);
+    merged.touched(&mut second, &[chance[1]]);
+    assert_eq!(merged.order().frames().runs().collect::<Vec<_>>(), [all]);
+    // And a third that needs it too makes it common.
+    let mut third = Witness::new(FRAMES, Arc::new(merged.order()), 3);
+    merged.touched(&mut third, &[chance[1]]);
+    assert_eq!(merged.order().frames().runs().collect::<Vec<_>>(), [all, chance[1]]);
+}
+
+#[test]
+fn a_clone_that_names_nothing_is_heard_at_its_end() {
+    let mut merged = Merged::new(IMAGE, FRAMES);
+    let order = Arc::new(merged.order());
+    let mut silent = Witness::new(FRAMES, order, 1);
+    merged.touched(&mut silent, &[]);
+    merged.touched(&mut silent, &[range(FRAMES.get(), 9)]);
+    assert_eq!(merged.heard(), 0);
+    merged.ended(&silent, true);
+    assert_eq!((merged.heard(), merged.witnesses()), (1, 1), "it needed nothing, and said so");
+}
+
+#[test]
 fn hostile_reports_cost_little() {
     let frames = PageCount::new(1 << 26);
     let mut merged = Merged::new(IMAGE, frames);
@@ -188,7 +227,8 @@ proptest! {
                 prop_assert_eq!(&merged, &before);
             }
             merged.ended(&witness, whole);
-            let again = Merged::from_parts(IMAGE, FRAMES, merged.witnesses(), merged.entries().to_vec());
+            let (heard, whole) = (merged.heard(), merged.witnesses());
+            let again = Merged::from_parts(IMAGE, FRAMES, heard, whole, merged.entries().to_vec());
             prop_assert_eq!(again, Ok(merged.clone()));
             let told = crate::FrameSet::from_ranges(FRAMES, order.for_clone(seed as u64));
             prop_assert_eq!(told.runs().filter(|run| !order.frames().runs_in(*run).eq([*run])).count(), 0);

@@ -292,7 +292,7 @@ impl fmt::Display for ImageStatus {
         write!(f, "{}  {total}, {share} % zeros, {} sessions, {}", self.image, self.sessions, self.files.join(" "))?;
         if let Some(WorkingSetStatus { summary, .. }) = &self.working_set {
             let common = size(summary.common.saturating_mul(PAGE_SIZE));
-            write!(f, ", working set {common} of {} clones", summary.clones)?;
+            write!(f, ", working set {common} of {} clones", summary.heard)?;
         }
         Ok(())
     }

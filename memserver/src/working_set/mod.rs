@@ -100,7 +100,7 @@ impl ImageSet {
         let set = Self { file, ..Self::new(image, frames) };
         if let Some(known) = known {
             let summary = known.summary();
-            tracing::info!(%image, clones = summary.clones, frames = summary.common, "working set");
+            tracing::info!(%image, clones = summary.heard, frames = summary.common, "working set");
             *set.order.lock() = Arc::new(known.order());
             *set.merged.lock() = known;
         }

@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_forged_working_set_is_accepted_when_it_is_sound() {
         let section = |number: u8, contents: &[u8]| [&[number, 1, contents.len() as u8], contents].concat();
-        let recipe = [section(16, &[7; 16]), section(19, &[64, 1, 10, 3, 1, 1])].concat();
+        let recipe = [section(16, &[7; 16]), section(19, &[64, 1, 1, 10, 3, 1, 1])].concat();
         let set = Merged::decode(&forge(3, &recipe)).unwrap();
         assert_eq!(set.summary().frames, 3);
         file(&[&[2], &recipe[..]].concat());

@@ -70,7 +70,7 @@ fn run_unstructured(u: &mut Unstructured<'_>) -> Result<()> {
                 }
             }
         }
-        let again = Merged::from_parts(IMAGE, frames, merged.witnesses(), merged.entries().to_vec());
+        let again = Merged::from_parts(IMAGE, frames, merged.heard(), merged.witnesses(), merged.entries().to_vec());
         assert_eq!(again.as_ref(), Ok(&merged));
     }
     assert_eq!(Merged::decode(&merged.encode()), Ok(merged));
