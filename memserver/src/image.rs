@@ -34,7 +34,7 @@ pub struct ServedImage {
     zero: FrameSet,
     files: Vec<MappedFile>,
     local: OnceLock<Vec<u8>>,
-    needed: ImageSet,
+    needed: Arc<ImageSet>,
 }
 
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl ServedImage {
             frames: index.memory.universe(),
             present: index.memory.frame_count(),
             files: files.collect::<Result<_, _>>()?,
-            needed: ImageSet::new(index.image, index.memory.universe()),
+            needed: Arc::new(ImageSet::new(index.image, index.memory.universe())),
             extents: index.extents,
             zero: index.zero,
             local: OnceLock::new(),
@@ -147,13 +147,13 @@ impl ServedImage {
     }
 
     /// What clones need.
-    pub(crate) fn needed(&self) -> &ImageSet {
+    pub(crate) fn needed(&self) -> &Arc<ImageSet> {
         &self.needed
     }
 
     /// The same with what is kept of its clones' working sets beside `index`.
     pub(crate) fn with_working_set(self, index: &Path) -> Self {
-        Self { needed: ImageSet::load(self.id, self.frames, index), ..self }
+        Self { needed: Arc::new(ImageSet::load(self.id, self.frames, index)), ..self }
     }
 
     /// The IMAGE message, and the files that go with it.

@@ -138,8 +138,10 @@ impl Shared {
         Arc::clone(if tcp { &self.tcp_sessions } else { &self.unix_sessions })
     }
 
-    /// Takes an image out of service, its sessions included.
+    /// Takes an image out of service, its sessions included. What its clones needed is on the disk then.
     pub(crate) fn drop_image(&self, image: ImageId) -> Result<(), ImageError> {
+        // Before the image can be added again, and read it.
+        self.catalog.find(image).ok_or(ImageError::Unknown(image))?.needed().retire();
         let image = self.catalog.remove(image)?;
         if let Some(channel) = &self.channel {
             channel.tell(Order::ImageGone(Arc::clone(&image)));
@@ -153,6 +155,7 @@ impl Shared {
         match image.check() {
             Err(reason) => {
                 tracing::error!(image = %image.id(), reason = %descriptor::Report(&reason), "image taken out of service");
+                image.needed().abandon();
                 // Another session may have come first.
                 let _ = self.drop_image(image.id());
             }

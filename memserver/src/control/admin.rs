@@ -152,10 +152,15 @@ async fn answer(line: &[u8], shared: &Arc<Shared>, settings: Settings) -> Reply 
                 Err(error) => Reply::failed(&error.to_string()),
             }
         }
-        Command::Drop { image } => match shared.drop_image(image) {
-            Ok(()) => done,
-            Err(error) => Reply::failed(&error.to_string()),
-        },
+        Command::Drop { image } => {
+            let shared = Arc::clone(shared);
+            // It writes the working set.
+            match tokio::task::spawn_blocking(move || shared.drop_image(image)).await {
+                Ok(Ok(())) => done,
+                Ok(Err(error)) => Reply::failed(&error.to_string()),
+                Err(error) => Reply::failed(&error.to_string()),
+            }
+        }
         Command::WorkingSet { image } => match with_working_set(shared, image) {
             Ok(image) => Reply { working_set: Some(WorkingSetStatus::of(&image)), ..done },
             Err(error) => Reply::failed(&error),
@@ -165,7 +170,7 @@ async fn answer(line: &[u8], shared: &Arc<Shared>, settings: Settings) -> Reply 
             Err(error) => Reply::failed(&error),
         },
         Command::Import { image, data } => {
-            let imported = with_working_set(shared, image).and_then(|image| import(shared, image, &data));
+            let imported = with_working_set(shared, image).and_then(|image| import(shared, &image, &data));
             imported.map_or_else(|error| Reply::failed(&error), |set| Reply { working_set: Some(set), ..done })
         }
         Command::Drain { grace_ms } => {
@@ -182,12 +187,12 @@ fn with_working_set(shared: &Shared, image: ImageId) -> Result<Arc<ServedImage>,
     shared.catalog.find(image).ok_or_else(|| ImageError::Unknown(image).to_string())
 }
 
-fn import(shared: &Shared, image: Arc<ServedImage>, data: &str) -> Result<WorkingSetStatus, String> {
+fn import(shared: &Shared, image: &ServedImage, data: &str) -> Result<WorkingSetStatus, String> {
     let bytes = client::from_hex(data).ok_or("the data are no hexadecimal digits")?;
     image.needed().import(&bytes).map_err(|error| descriptor::Report(&error).to_string())?;
-    let status = WorkingSetStatus::of(&image);
+    let status = WorkingSetStatus::of(image);
     if let Some(keeper) = &shared.keeper {
-        keeper.replaced(image);
+        keeper.replaced(Arc::clone(image.needed()));
     }
     Ok(status)
 }

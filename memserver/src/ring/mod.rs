@@ -379,7 +379,7 @@ impl Ring {
                 Event::Touched { ranges, last, declined } => {
                     if let Some(keeper) = &self.shared.keeper {
                         self.handle().stats.touched_ranges.add(ranges.len() as u64);
-                        keeper.touched(self.session_key(key).number(), ranges, last, declined);
+                        keeper.touched(self.session_key(key).number(), &ranges, last, declined);
                     }
                 }
                 Event::Finish => {
@@ -467,7 +467,7 @@ impl Ring {
         connection.session.give_order(&told);
         let frames: u64 = told.iter().map(|range| range.count().get()).sum();
         self.handle().stats.ordered_pages.add(frames);
-        keeper.joined(number, image, order, seed);
+        keeper.joined(number, Arc::clone(image.needed()), order, seed);
     }
 
     /// Shuts the sending direction once the last words are out.

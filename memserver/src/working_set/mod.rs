@@ -1,20 +1,21 @@
 //! What the clones of an image needed: learnt from what they tell, told to those that come later, kept beside the image.
 //!
 //! ```text
-//!   ring ── joined, touched, left ──▶ keeper ── merged ──▶ NAME.snowws
-//!     ▲                                 │
-//!     └────────── order ────────────────┘
+//!   ring ── joined, touched, left ──▶ inbox ──▶ keeper ── merged ──▶ NAME.snowws
+//!     ▲                                           │
+//!     └────────── order ──────────────────────────┘
 //! ```
 //!
 //! The rings hand on what sessions say and read a finished order; all work on the sets, and all waiting for the disk, is the
 //! keeper's, a thread of its own.
 
+mod inbox;
 mod keeper;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use descriptor::file::{FileError, FileKind, FormatError};
 use descriptor::working_set::{Merged, Order, Summary, WorkingSet};
@@ -27,6 +28,7 @@ pub(crate) use keeper::{Keeper, KeeperHandle};
 /// The working sets of one image's clones.
 #[derive(Debug)]
 pub(crate) struct ImageSet {
+    frames: PageCount,
     merged: Mutex<Merged>,
     order: Mutex<Arc<Order>>,
     /// What clones of a multicast channel wait for, at once: they run in near lockstep, so that what one waits for the others will
@@ -36,6 +38,10 @@ pub(crate) struct ImageSet {
     file: Option<PathBuf>,
     /// What is known is not in the file yet.
     unsaved: AtomicBool,
+    /// Held while the file is written.
+    writing: Mutex<()>,
+    /// The image is no longer served, and the file no longer this set's.
+    retired: AtomicBool,
     complained: AtomicBool,
 }
 
@@ -64,11 +70,14 @@ impl ImageSet {
     /// Nothing of an image, and no file.
     pub(crate) fn new(image: ImageId, frames: PageCount) -> Self {
         Self {
+            frames,
             merged: Mutex::new(Merged::new(image, frames)),
             order: Mutex::new(Arc::new(Order::empty(frames))),
             live: Mutex::new(WorkingSet::new(frames)),
             file: None,
             unsaved: AtomicBool::new(false),
+            writing: Mutex::new(()),
+            retired: AtomicBool::new(false),
             complained: AtomicBool::new(false),
         }
     }
@@ -105,6 +114,11 @@ impl ImageSet {
             *set.merged.lock() = known;
         }
         set
+    }
+
+    /// The frames of the image, one more than its highest.
+    pub(crate) fn frames(&self) -> PageCount {
+        self.frames
     }
 
     /// What a clone that comes now is told.
@@ -154,7 +168,7 @@ impl ImageSet {
         }
         *merged = set;
         *self.order.lock() = Arc::new(merged.order());
-        self.unsaved.store(true, Ordering::Relaxed);
+        self.unsaved.store(true, Relaxed);
         Ok(())
     }
 
@@ -162,21 +176,40 @@ impl ImageSet {
     fn publish(&self) {
         let order = Arc::new(self.merged.lock().order());
         *self.order.lock() = order;
-        self.unsaved.store(true, Ordering::Relaxed);
+        self.unsaved.store(true, Relaxed);
     }
 
-    /// Writes what is known to the file, if anything of it is new.
-    fn save(&self) {
-        let Some(path) = &self.file else { return };
-        if !self.unsaved.swap(false, Ordering::Relaxed) {
-            return;
+    /// Writes what is known to the file, if anything of it is new; false when that failed, so that it is worth another try.
+    fn save(&self) -> bool {
+        let Some(path) = &self.file else { return true };
+        let _writing = self.writing.lock();
+        if self.retired.load(Relaxed) || !self.unsaved.swap(false, Relaxed) {
+            return true;
         }
         let set = self.merged.lock().clone();
-        if let Err(error) = set.write(path)
-            && !self.complained.swap(true, Ordering::Relaxed)
+        let written = set.write(path);
+        self.unsaved.fetch_or(written.is_err(), Relaxed);
+        let complained = self.complained.swap(written.is_err(), Relaxed);
+        if let Err(error) = &written
+            && !complained
         {
-            tracing::warn!(error = %Report(&error), "the working set cannot be kept beside the image; it stays in memory");
+            tracing::warn!(error = %Report(error), "the working set cannot be kept beside the image; it stays in memory until it can");
         }
+        written.is_ok()
+    }
+
+    /// Writes what is known a last time, as the image goes out of service: the file may be removed or replaced then, or be that of
+    /// the same image when it comes into service again.
+    pub(crate) fn retire(&self) {
+        self.save();
+        // A write that has begun meanwhile is waited for.
+        let _writing = self.writing.lock();
+        self.retired.store(true, Relaxed);
+    }
+
+    /// Leaves the file alone from now on, as the image's files are no longer what they were. A write under way is not waited for.
+    pub(crate) fn abandon(&self) {
+        self.retired.store(true, Relaxed);
     }
 }
 
