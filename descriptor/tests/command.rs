@@ -9,7 +9,8 @@ use std::process::{Command, Output, Stdio};
 
 use descriptor::image::{ImageIndex, ImageReader};
 use descriptor::vm::HypervisorRecord;
-use descriptor::{Descriptor, Gfn};
+use descriptor::working_set::Merged;
+use descriptor::{Descriptor, Gfn, ImageId, PageCount};
 use serde_json::Value;
 
 const PAGE: usize = 4096;
@@ -186,6 +187,36 @@ fn sound_files_verify() {
         let checks: Vec<&Value> = verified["checks"].as_array().unwrap().iter().map(|check| &check["check"]).collect();
         assert_eq!(checks, ["checksums", "contents", "checksums", "contents", "pair", "files", "image"]);
     }
+}
+
+#[test]
+fn a_working_set_belongs_to_one_image() {
+    let folder = made();
+    let index = ImageIndex::read(&folder.path().join("web.snowidx")).unwrap();
+    let file = folder.path().join("web.snowws");
+    Merged::new(index.image, index.memory.universe()).write(&file).unwrap();
+    for given in ["web.snow", "web.snowidx", "web.snowws"] {
+        let output = run(folder.path(), &["verify", given, "--json"]);
+        let verified = json(&output);
+        assert!(output.status.success(), "{verified:#}");
+        let is_pair = |check: &&Value| check["check"] == "pair" && check["file"].as_str().unwrap().ends_with("snowws");
+        assert_eq!(verified["checks"].as_array().unwrap().iter().filter(is_pair).count(), 1, "{verified:#}");
+    }
+    for (image, frames) in [
+        (ImageId::from_bytes([9; 16]), index.memory.universe()),
+        (index.image, PageCount::new(index.memory.universe().get() + 1)),
+    ] {
+        let write = |folder: &Path| {
+            let image = if image == index.image { image_of(folder) } else { image };
+            Merged::new(image, frames).write(&folder.join("web.snowws")).unwrap();
+        };
+        let (check, detail) = fault(write, "web.snow");
+        assert!(check == "pair" && detail.contains("the working set is of image"), "{check}: {detail}");
+    }
+}
+
+fn image_of(folder: &Path) -> ImageId {
+    ImageIndex::read(&folder.join("web.snowidx")).unwrap().image
 }
 
 /// The check that finds a fault after `damage`, and what it says.

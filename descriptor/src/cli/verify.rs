@@ -7,7 +7,7 @@ use super::{CliError, Outcome, answer, answer_json, scan_progress, text};
 use crate::file::{Container, FileKind, FormatError, read_bytes};
 use crate::image::{ImageError, ImageIndex, ImageReader, zero_frames};
 use crate::working_set::Merged;
-use crate::{Descriptor, FrameSet, Report};
+use crate::{Descriptor, FrameSet, ImageId, PageCount, Report};
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
@@ -44,6 +44,7 @@ impl Verify {
         };
         let mut descriptor = None;
         let mut index = None;
+        let mut needed = None;
         for kind in [FileKind::Descriptor, FileKind::ImageIndex, FileKind::WorkingSet] {
             let path = if kind == given { self.file.clone() } else { kind.path(&self.file) };
             if kind != given && !path.exists() {
@@ -62,11 +63,18 @@ impl Verify {
                 FileKind::ImageIndex => {
                     index = check_contents(&mut checks, &path, ImageIndex::decode(&bytes)).map(|index| (path, index));
                 }
-                FileKind::WorkingSet => drop(check_contents(&mut checks, &path, Merged::decode(&bytes))),
+                FileKind::WorkingSet => {
+                    needed = check_contents(&mut checks, &path, Merged::decode(&bytes)).map(|set| (path, set));
+                }
             }
         }
         if let (Some(descriptor), Some((path, index))) = (&descriptor, &index) {
             checks.push(Check { name: "pair", path: path.clone(), verdict: check_pair(descriptor, index) });
+        }
+        let image = descriptor.as_ref().map(|descriptor| (descriptor.identity.image, descriptor.memory.universe()));
+        let image = image.or(index.as_ref().map(|(_, index)| (index.image, index.memory.universe())));
+        if let (Some((image, frames)), Some((path, set))) = (image, &needed) {
+            checks.push(Check { name: "pair", path: path.clone(), verdict: check_needed(set, image, frames) });
         }
         if let Some((path, index)) = index {
             check_image(&mut checks, &path, index, self.image);
@@ -159,6 +167,17 @@ fn check_pair(descriptor: &Descriptor, index: &ImageIndex) -> Verdict {
         return Verdict::Faulty(detail);
     }
     Verdict::Good("descriptor and index have the same image, memory map and zero frames".to_owned())
+}
+
+/// A server does without a working set of another image.
+fn check_needed(set: &Merged, image: ImageId, frames: PageCount) -> Verdict {
+    if (set.image(), set.frames()) == (image, frames) {
+        return Verdict::Good("the working set is of this image".to_owned());
+    }
+    let (theirs, theirs_frames) = (set.image(), set.frames());
+    Verdict::Faulty(format!(
+        "the working set is of image {theirs} with {theirs_frames} frames, not of {image} with {frames}: remove it"
+    ))
 }
 
 fn check_image(checks: &mut Vec<Check>, path: &Path, index: ImageIndex, read: bool) {

@@ -107,7 +107,7 @@ pub struct Reply {
 
 /// Answers the commands of one connection until it ends, or is silent for too long.
 pub(super) async fn serve(stream: UnixStream, shared: Arc<Shared>, settings: Settings) -> io::Result<()> {
-    let mut line = Vec::new();
+    let mut lines = Lines::default();
     loop {
         let Ok((result, chunk)) = tokio::time::timeout(PATIENCE, stream.read(Vec::with_capacity(4096))).await else {
             return Ok(());
@@ -115,11 +115,9 @@ pub(super) async fn serve(stream: UnixStream, shared: Arc<Shared>, settings: Set
         if result? == 0 {
             return Ok(());
         }
-        line.extend_from_slice(&chunk);
-        while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
-            let rest = line.split_off(end + 1);
+        lines.bytes.extend_from_slice(&chunk);
+        while let Some(line) = lines.next() {
             let reply = answer(&line, &shared, settings).await;
-            line = rest;
             let mut bytes = serde_json::to_vec(&reply)?;
             bytes.push(b'\n');
             let Ok((result, _)) = tokio::time::timeout(PATIENCE, stream.write_all(bytes)).await else {
@@ -127,9 +125,31 @@ pub(super) async fn serve(stream: UnixStream, shared: Arc<Shared>, settings: Set
             };
             result?;
         }
-        if line.len() > MAX_LINE {
+        if lines.bytes.len() > MAX_LINE {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a command without end"));
         }
+    }
+}
+
+/// Bytes that become lines.
+#[derive(Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    /// Of them, those that were searched for a line's end: a long line comes in many pieces.
+    searched: usize,
+}
+
+impl Lines {
+    /// Takes the first line out, with its end.
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let fresh = self.bytes.get(self.searched..).unwrap_or_default();
+        let Some(end) = fresh.iter().position(|byte| *byte == b'\n') else {
+            self.searched = self.bytes.len();
+            return None;
+        };
+        let rest = self.bytes.split_off(self.searched + end + 1);
+        self.searched = 0;
+        Some(std::mem::replace(&mut self.bytes, rest))
     }
 }
 
@@ -200,5 +220,28 @@ fn import(shared: &Shared, image: &ServedImage, data: &str) -> Result<WorkingSet
 impl Reply {
     fn failed(error: &str) -> Self {
         Self { error: Some(error.to_owned()), ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_in_pieces_of_any_size() {
+        let text = b"one\n\nthree and more\nrest";
+        for size in 1..=text.len() {
+            let mut lines = Lines::default();
+            let mut found = Vec::new();
+            for chunk in text.chunks(size) {
+                lines.bytes.extend_from_slice(chunk);
+                while let Some(line) = lines.next() {
+                    found.push(String::from_utf8(line).unwrap());
+                }
+                assert_eq!(lines.searched, lines.bytes.len(), "nothing is searched twice");
+            }
+            assert_eq!(found, ["one\n", "\n", "three and more\n"]);
+            assert_eq!(lines.bytes, b"rest");
+        }
     }
 }

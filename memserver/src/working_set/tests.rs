@@ -65,3 +65,34 @@ fn a_set_of_another_image_is_not_imported() {
     assert!(set.import(&learnt().encode()).is_err());
     assert!(matches!(set.import(b"hello"), Err(ImportError::Format(_))));
 }
+
+#[test]
+fn a_set_is_written_as_its_image_goes_and_not_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, file) = (dir.path().join("x.snowidx"), dir.path().join("x.snowws"));
+    let set = ImageSet::load(IMAGE, FRAMES, &index);
+    set.import(&learnt().encode()).unwrap();
+    set.retire();
+    assert_eq!(Merged::read(&file).unwrap(), learnt());
+    std::fs::remove_file(&file).unwrap();
+    set.publish();
+    assert!(set.save());
+    assert!(!file.exists(), "the file is another's by now");
+    let set = ImageSet::load(IMAGE, FRAMES, &index);
+    set.import(&learnt().encode()).unwrap();
+    set.abandon();
+    set.retire();
+    assert!(!file.exists(), "the image's files are no longer what they were");
+}
+
+#[test]
+fn what_could_not_be_written_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("later");
+    let set = ImageSet::load(IMAGE, FRAMES, &folder.join("x.snowidx"));
+    set.import(&learnt().encode()).unwrap();
+    assert!(!set.save(), "there is no such folder");
+    std::fs::create_dir(&folder).unwrap();
+    assert!(set.save());
+    assert_eq!(Merged::read(&folder.join("x.snowws")).unwrap(), learnt());
+}
