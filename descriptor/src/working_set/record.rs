@@ -39,6 +39,11 @@ impl WorkingSet {
         }
     }
 
+    /// True when it may lack frames, as it takes no more runs.
+    pub fn is_full(&self) -> bool {
+        self.runs == Self::MAX_RUNS
+    }
+
     /// Every frame that was noted.
     pub fn frames(&self) -> &FrameSet {
         &self.frames

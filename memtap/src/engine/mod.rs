@@ -144,6 +144,7 @@ impl Engine {
             self.multicast.receive(&mut self.desk)?;
             self.multicast.advance(&mut self.desk, &mut self.source);
         }
+        self.reports.follow(self.multicast.is_probing(), &mut self.desk.pager);
         let more = self.obey(now)?;
         if self.completed {
             self.desk.read_events(now)?;
@@ -190,7 +191,7 @@ impl Engine {
                     self.reports.session(ordered, &mut self.desk.pager);
                     return Ok(());
                 }
-                SourceEvent::Order(order) => self.reports.ordered(order, &mut self.desk.pager),
+                SourceEvent::Order(order) => self.reports.ordered(order),
                 SourceEvent::Channel(peer) => self.multicast.open(now, &peer),
                 SourceEvent::ChannelGone { reason, text } => self.multicast.gone(now, reason, &text),
                 SourceEvent::Down { reason } => return self.note(SourceEvent::Down { reason }, now),

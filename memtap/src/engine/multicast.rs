@@ -13,7 +13,7 @@ use super::PAGES_PER_TURN;
 use super::desk::Desk;
 use super::outcome::EngineError;
 use crate::channel::{Arrival, Channel};
-use crate::lanes::{Lanes, Notice, PROBE, STALL, Step};
+use crate::lanes::{Lanes, Link, Notice, PROBE, STALL, Step};
 use crate::pager::{Hydrate, Input};
 use crate::source::{ChannelPeer, Source};
 use crate::stats::ChannelStatus;
@@ -90,6 +90,11 @@ impl Multicast {
         tracing::warn!(?reason, text, "the server ended the multicast channel; the clone runs on unicast");
         self.close();
         self.lanes.gone(now);
+    }
+
+    /// True as long as it is not known whether the channel serves.
+    pub(super) fn is_probing(&self) -> bool {
+        self.lanes.link() == Link::Probing
     }
 
     /// Which way to ask for pages.

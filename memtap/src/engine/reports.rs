@@ -34,8 +34,10 @@ pub(super) struct Reports {
     policy: WorkingSetPolicy,
     /// Sessions that there were.
     sessions: u32,
-    /// An order was followed, even if it was empty.
+    /// An order came that is or will be followed, even if it is empty.
     followed: bool,
+    /// What it says, as long as it is not known by which lane it is best fetched.
+    order: Option<Vec<FrameRange>>,
     /// Nothing can be told any more.
     closed: bool,
     next: Duration,
@@ -46,7 +48,7 @@ pub(super) struct Reports {
 impl Reports {
     pub(super) fn new(policy: WorkingSetPolicy) -> Self {
         let closed = policy == WorkingSetPolicy::Off;
-        Self { policy, sessions: 0, followed: false, closed, next: Duration::ZERO, due: None }
+        Self { policy, sessions: 0, followed: false, order: None, closed, next: Duration::ZERO, due: None }
     }
 
     /// A session begins; `ordered` when an order will come.
@@ -59,11 +61,20 @@ impl Reports {
     }
 
     /// Follows what siblings needed. Only that of the first session: later ones tell of other probes, and of what is there already.
-    pub(super) fn ordered(&mut self, order: Vec<FrameRange>, pager: &mut Pager) {
-        if !self.takes_orders() || self.followed {
+    pub(super) fn ordered(&mut self, order: Vec<FrameRange>) {
+        if self.takes_orders() && !self.followed {
+            self.followed = true;
+            self.order = Some(order);
+        }
+    }
+
+    /// Has the pager follow the order. Not while a multicast channel is looked for: siblings that begin together would each
+    /// fetch all of it for themselves.
+    pub(super) fn follow(&mut self, is_probing: bool, pager: &mut Pager) {
+        if is_probing {
             return;
         }
-        self.followed = true;
+        let Some(order) = self.order.take() else { return };
         let pages: u64 = order.iter().map(|range| range.count().get()).sum();
         tracing::info!(pages, runs = order.len(), "siblings needed these pages; fetching them first");
         pager.follow(order);

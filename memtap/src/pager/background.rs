@@ -139,7 +139,8 @@ impl Pager {
     pub(super) fn has_course(&mut self) -> bool {
         self.course.rest().is_some()
             && match self.course_origin() {
-                Origin::Order => true,
+                // A push begins with the same pages.
+                Origin::Order => !self.pushed,
                 Origin::Hydrate => self.phase != Phase::Eager && !self.pushed,
                 Origin::Prefetch | Origin::Demand => self.phase != Phase::Eager,
             }

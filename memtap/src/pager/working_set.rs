@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use descriptor::working_set::Entry;
 use descriptor::{FrameRange, Gfn, PageCount};
 
 use super::prefetch::Ahead;
@@ -61,10 +62,13 @@ impl Pager {
     }
 
     /// True when every page came because someone waited for it, by prefetch, or because it was told to [follow](Pager::follow)
-    /// an order: what the guest needed besides, it has waited for.
+    /// an order, and there was room to note it: what the guest needed besides, it has waited for. Never over huge pages, where a
+    /// frame that was left out of the order comes with its neighbours.
     pub fn saw_every_need(&self) -> bool {
         let elsewhere = self.stats.hydrate_pages + self.stats.unasked_pages + self.stats.found_pages;
-        elsewhere == 0 && self.pace.policy() == Hydrate::Off
+        let is_noted = self.touched.as_ref().is_some_and(|touched| !touched.is_full());
+        let is_fine = self.presence.granule().get() <= Entry::BLOCK;
+        elsewhere == 0 && is_noted && is_fine && self.pace.policy() == Hydrate::Off
     }
 
     /// Notes that the guest needs the cold frames of `granule`.

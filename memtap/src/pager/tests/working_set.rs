@@ -67,6 +67,23 @@ fn a_head_start_lasts_until_what_siblings_needed_is_there() {
 }
 
 #[test]
+fn a_push_fetches_what_siblings_needed_by_itself() {
+    let mut pager = ready(recording());
+    pager.follow(vec![range(20, 4)]);
+    pager.handle(ms(0), Input::Pushed(true));
+    assert_eq!(pager.poll(ms(1)), None);
+    pager.handle(ms(2), Input::Pushed(false));
+    assert_eq!(pager.poll(ms(2)), bulk(1, &[range(20, 4)]));
+}
+
+#[test]
+fn over_huge_pages_silence_says_nothing() {
+    let port = PortTraits { granule: PageCount::new(512), needs_zeros: false };
+    let pager = ready(PagerConfig { record: true, port, ..config(1024) });
+    assert!(!pager.saw_every_need());
+}
+
+#[test]
 fn a_head_start_ends_in_time_or_where_nothing_is_known() {
     let held = || {
         let mut pager = Pager::new(ms(0), PagerConfig { head_start: ms(100), ..recording() }, 1).unwrap();
