@@ -81,7 +81,9 @@ impl Pager {
     /// Notes what a stream of faults used of what was fetched ahead of it.
     pub(super) fn note_used(&mut self) {
         let Some(used) = self.streams.take_used() else { return };
-        let runs: Vec<FrameRange> = self.runs_of(&used).collect();
+        // Streams run over the gaps between regions, too.
+        let within = |run| self.presence.memory().runs_in(run);
+        let runs: Vec<FrameRange> = self.runs_of(&used).flat_map(within).collect();
         if let Some(touched) = &mut self.touched {
             runs.into_iter().for_each(|run| touched.note(run));
         }
