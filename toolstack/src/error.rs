@@ -62,6 +62,9 @@ pub enum ToolError {
     /// What a memserver sent is no working set.
     #[error("memserver's working set cannot be used")]
     WorkingSet(#[source] FormatError),
+    /// No clone has told what it needs.
+    #[error("there is no {}: a memserver writes it when clones of its image have told what they need", .0.display())]
+    NoWorkingSet(PathBuf),
     /// A memserver has no image, or several.
     #[error("which image? Give --image; the server has {}", list(.0))]
     WhichImage(Vec<ImageId>),

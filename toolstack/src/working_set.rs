@@ -86,7 +86,13 @@ pub(crate) fn run(action: &Action) -> Result<(), ToolError> {
 
 fn show(options: &ShowOptions) -> Result<(), ToolError> {
     let set = match (&options.file, &options.admin) {
-        (Some(file), _) => Merged::read(&FileKind::WorkingSet.path(file))?,
+        (Some(file), _) => {
+            let path = FileKind::WorkingSet.path(file);
+            if !path.exists() {
+                return Err(ToolError::NoWorkingSet(path));
+            }
+            Merged::read(&path)?
+        }
         (None, Some(admin)) => ask(admin, options.image)?.1,
         (None, None) => unreachable!("one of them is required"),
     };
