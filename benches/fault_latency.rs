@@ -20,6 +20,7 @@ use bench_kit::roles::{self, PageServer};
 use bench_kit::{Args, AwakeProcessors, median, micros, pin, quantile, rounded};
 use descriptor::PAGE_SIZE;
 use descriptor::fetch::PageRun;
+use memtap::guest::Guest;
 use memtap::guest::embedded::{Backing, EmbeddedGuest};
 use memtap::pager::Hydrate;
 use memtap::port::{Event, FaultPort, Stop};
