@@ -1,8 +1,6 @@
 //! `snowflock workingset`: what clones of an image needed, to be looked at, kept and carried elsewhere.
 
-use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -93,23 +91,18 @@ fn show(options: &ShowOptions) -> Result<(), ToolError> {
             }
             Merged::read(&path)?
         }
-        (None, Some(admin)) => ask(admin, options.image)?.1,
+        (None, Some(admin)) => ask(admin, options.image)?,
         (None, None) => unreachable!("one of them is required"),
     };
     say(&if options.json { as_json(&set).to_string() } else { as_text(&set) })
 }
 
 fn export(options: &ExportOptions) -> Result<(), ToolError> {
-    let (bytes, set) = ask(&options.admin, options.image)?;
-    let path = &options.output;
-    let mut open = OpenOptions::new();
-    open.write(true).mode(0o600);
-    let open = if options.force { open.create(true).truncate(true) } else { open.create_new(true) };
-    let mut file = open.open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => ToolError::Exists(path.clone()),
-        _ => ToolError::file("write", path)(error),
-    })?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(ToolError::file("write", path))?;
+    let (path, set) = (&options.output, ask(&options.admin, options.image)?);
+    if !options.force && path.exists() {
+        return Err(ToolError::Exists(path.clone()));
+    }
+    set.write(path)?;
     say(&as_text(&set))
 }
 
@@ -120,8 +113,8 @@ fn import(options: &ImportOptions) -> Result<(), ToolError> {
     say(&as_text(&set))
 }
 
-/// What a server knows of an image, of its only one where none is named: a file's bytes, and what they hold.
-fn ask(admin: &Path, image: Option<ImageId>) -> Result<(Vec<u8>, Merged), ToolError> {
+/// What a server knows of an image, of its only one where none is named.
+fn ask(admin: &Path, image: Option<ImageId>) -> Result<Merged, ToolError> {
     let image = match image {
         Some(image) => image,
         None => match client::ask(admin, &Command::Images)?.images.unwrap_or_default().as_slice() {
@@ -132,8 +125,7 @@ fn ask(admin: &Path, image: Option<ImageId>) -> Result<(Vec<u8>, Merged), ToolEr
     let Reply { data, .. } = client::ask(admin, &Command::Export { image })?;
     let nonsense = || AdminError::Refused("memserver's answer lacks the working set".to_owned());
     let bytes = data.as_deref().and_then(client::from_hex).ok_or_else(nonsense)?;
-    let set = Merged::decode(&bytes).map_err(ToolError::WorkingSet)?;
-    Ok((bytes, set))
+    Merged::decode(&bytes).map_err(ToolError::WorkingSet)
 }
 
 fn as_text(set: &Merged) -> String {
