@@ -25,8 +25,6 @@ pub struct Report {
     pub datagrams: u64,
     /// Of those, the ones that a clone lost, whatever for.
     pub lost: u64,
-    /// Losses of such datagrams, those of all clones together.
-    pub losses: u64,
     /// What the senders did, those before a restart included.
     pub sender: SenderTotal,
     /// What the clones did, all together.
@@ -77,11 +75,6 @@ impl Report {
         self.sender.nacked as f64 / self.lost.max(1) as f64
     }
 
-    /// The same for each loss of a clone.
-    pub fn nacks_per_loss(&self) -> f64 {
-        self.sender.nacked as f64 / self.losses.max(1) as f64
-    }
-
     /// What all but a hundredth of the waits were no longer than.
     pub fn wait_p99(&self) -> Duration {
         self.waits.get(self.waits.len() * 99 / 100).map_or(Duration::ZERO, |wait| wait.time)
@@ -95,7 +88,6 @@ impl Report {
         self.sent += other.sent;
         self.datagrams += other.datagrams;
         self.lost += other.lost;
-        self.losses += other.losses;
         self.given_up += other.given_up;
         self.recovered += other.recovered;
         self.spared += other.spared;

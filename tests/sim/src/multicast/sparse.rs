@@ -37,12 +37,10 @@ pub struct SparseReport {
     pub bytes_ratio: f64,
     /// Pages fetched by unicast at the end, by all receivers.
     pub unicast: u64,
-    /// Datagrams with shards, and those that somebody lost.
+    /// Datagrams with shards.
     pub datagrams: u64,
     /// Those that somebody lost.
     pub lost: u64,
-    /// Losses of all receivers.
-    pub losses: u64,
     /// NACK datagrams that the server received, the blocks named in them, and the most in ten milliseconds.
     pub nacks: u64,
     /// Blocks named in them.
@@ -232,7 +230,6 @@ impl Group {
             for (at, datagram) in datagrams.iter().enumerate() {
                 if at == next_loss {
                     lost[at] = true;
-                    self.report.losses += 1;
                     next_loss += 1 + self.gap();
                     continue;
                 }

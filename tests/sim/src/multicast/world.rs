@@ -374,7 +374,6 @@ impl World {
                 }
                 if !came && is_shard(datagram) {
                     *lost = true;
-                    self.report.losses += 1;
                 }
                 if chance(f64::from(self.scenario.noise) / 1000.0, &mut self.rng) {
                     batch.push(foreign(datagram, &mut self.rng));
